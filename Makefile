@@ -1,0 +1,75 @@
+# Cloister. `make demo` and `make test` set up what they need in .venv; nothing else is required.
+#
+#   make demo         set up, then run the whole story with real processes   (KEEP=1 leaves it running)
+#   make test         set up, then all quick tests
+#   make test-all     the long ones too
+#   make lint         ruff and mypy --strict
+#   make docs         build the documentation into site/, offline
+#   make bench        the benchmarks behind docs/performance.md
+#
+# Needs Linux, Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv), and make.
+# PyTorch is pinned: on a machine without a GPU, point pip at a CPU build to avoid the CUDA packages.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+TORCH  ?= torch==2.13.0
+
+.PHONY: demo test test-all lint format docs bench clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Cloister needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) (once; about a minute)"
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "no venv module: apt-get install python3-venv"; exit 1; }
+
+# PyTorch first and by its exact version, so that no other package's range can bring another build.
+$(VENV)/.demo: pyproject.toml $(BIN)/python
+	@echo "installing Cloister with PyTorch and scikit-learn"
+	@$(PIP) '$(TORCH)'
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "installing what tests and checks need"
+	@$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(PIP) -e '.[demo,dev,docs]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/cloister demo $(if $(KEEP),--keep)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.dev
+	$(BIN)/python -m pytest -m ''
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/mypy tests/typing
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/bench_seal.py
+	$(BIN)/python benchmarks/bench_ohttp.py
+
+clean:
+	rm -rf $(VENV) site build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

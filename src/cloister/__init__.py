@@ -1,0 +1,3 @@
+"""Serve machine-learning models on machines that nobody has to trust."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,194 @@
+"""One frozen ``Settings``: command-line flag over environment over TOML file over default.
+
+The file has one table per section (``[serve]``, ``[keys]``, ``[attest]``). The environment spells a setting
+``CLOISTER_<SECTION>_<NAME>``. An unknown name is an error in each of the three places, so that a typing
+mistake cannot silently weaken a server. The effective settings of a protected server are part of what it
+proves: ``settings_digest`` goes into its evidence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import rfc8785
+
+from cloister.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "CLOISTER_"
+
+
+class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The model server."""
+
+    mode: Literal["protected", "open"] = "protected"
+    """``protected``: sealed models and attested callers only. ``open``: an ordinary model server."""
+    host: str = "127.0.0.1"
+    https_port: int = 8443
+    """Port of HTTPS under the attested key; 0 turns it off. Protected mode only."""
+    http_port: int = 0
+    """Port of plain HTTP; 0 turns it off, and means 8080 in open mode. In protected mode it carries
+    health, evidence and sealed (OHTTP) requests, and refuses every other one."""
+    model_store: str = "models"
+    """Folder of sealed containers (protected) or of ``.mar`` archives (open)."""
+    models: tuple[str, ...] = ()
+    """Names to load, each ``name`` or ``name=version``; empty loads the newest of every name in the store."""
+    trusted_signers: str = ""
+    """File with one Ed25519 public key per line; protected mode loads only models that one of them signed."""
+    broker: str = ""
+    """Base URL of the key broker."""
+    broker_ca: str = ""
+    """PEM file with the certificate that the broker's TLS is checked against; empty means the system's."""
+    tmpfs: str = "/dev/shm"  # noqa: S108  (owner-only folders are made inside it)
+    """Where archives are unpacked for handlers that insist on a path; must be a tmpfs in protected mode."""
+    max_request_bytes: int = 6_553_500
+    request_timeout_s: float = 120.0
+    startup_timeout_s: float = 120.0
+    max_queue: int = 100
+    """Requests waiting per model before new ones are answered 503."""
+    worker_threads: int = 0
+    """Threads that a worker's numerical libraries may use; 0 leaves the choice to them."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The key broker."""
+
+    host: str = "127.0.0.1"
+    port: int = 8600
+    folder: str = "keys"
+    """State: KEK file, database, TLS key, signing keys, admin token. Made on first start, owner-only."""
+    database: str = ""
+    """SQLAlchemy URL; empty means SQLite in ``folder``."""
+    kek: str = ""
+    """KEK provider by URI scheme; empty means ``file:<folder>/kek``."""
+    reference_values: str = ""
+    """TOML file of the TEEs that may attest; without one every attestation is refused."""
+    policy: str = ""
+    """Cedar file that decides each release; empty means the one that ships."""
+    collateral: str = ""
+    """JSON file of endorsements for evidence that does not bring its own."""
+    simulated_root: str = ""
+    """PEM root of a simulated platform to trust besides the vendors'. Never set it in production."""
+    session_ttl_s: float = 300.0
+    token_ttl_s: float = 300.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class AttestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where this machine's own evidence comes from."""
+
+    attester: Literal["auto", "simulated-tdx"] = "auto"
+    """``auto`` takes the first hardware that is there and never a simulated one."""
+    simulated_platform: str = ""
+    """Folder of a simulated platform, made by ``cloister simulate init``."""
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that can be set."""
+
+    serve: ServeSettings = ServeSettings()
+    keys: KeysSettings = KeysSettings()
+    attest: AttestSettings = AttestSettings()
+
+
+def load_settings(
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Merge the four layers into one ``Settings``.
+
+    Args:
+        file: TOML file, or None.
+        environ: environment; only names that begin with ``CLOISTER_`` are read.
+        flags: ``{"section.name": value}``; a value of None means that the flag was not given.
+    Raises:
+        ConfigError: unreadable file, unknown name, or a value of the wrong type.
+    """
+    merged: dict[str, dict[str, Any]] = {section: {} for section in Settings.__struct_fields__}
+    for layer in (_from_file(file), _from_environment(environ or {}), _from_flags(flags or {})):
+        for section, values in layer.items():
+            _known(section, merged, "section")
+            for name, value in values.items():
+                _known(name, _fields_of(section), f"setting in [{section}]")
+                merged[section][name] = value
+    try:
+        return msgspec.convert(merged, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings: {error}", hint="see `cloister settings --help`") from error
+
+
+def measured_settings(settings: Settings) -> bytes:
+    """The effective settings of a server as RFC 8785 canonical JSON: every name of [serve] and [attest]."""
+    return rfc8785.dumps(
+        {"attest": msgspec.to_builtins(settings.attest), "serve": msgspec.to_builtins(settings.serve)}
+    )
+
+
+def settings_digest(settings: Settings) -> bytes:
+    """SHA-384 (48 bytes) of ``measured_settings``: what evidence carries as ``mr_config_id``."""
+    return hashlib.sha384(measured_settings(settings)).digest()
+
+
+def _from_file(file: Path | None) -> dict[str, dict[str, Any]]:
+    if file is None:
+        return {}
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read settings file {file}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"settings file {file} is not TOML: {error}") from error
+    for section, values in document.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"settings file {file}: {section!r} must be a table such as [serve]")
+    return document
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        section, _, name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
+        if section not in Settings.__struct_fields__:
+            continue  # CLOISTER_VECTORS and the like belong to tools, not to the settings
+        value: Any = [part for part in text.split(",") if part] if name in _LISTS else text
+        layer.setdefault(section, {})[name] = value
+    return layer
+
+
+def _from_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    layer: dict[str, dict[str, Any]] = {}
+    for dotted, value in flags.items():
+        if value is None:
+            continue
+        section, _, name = dotted.partition(".")
+        layer.setdefault(section, {})[name] = value
+    return layer
+
+
+def _fields_of(section: str) -> tuple[str, ...]:
+    fields: tuple[str, ...] = _SECTIONS[section].__struct_fields__
+    return fields
+
+
+def _known(name: str, known: Mapping[str, Any] | tuple[str, ...], what: str) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, list(known), n=1)
+    raise ConfigError(f"unknown {what}: {name!r}", hint=f"did you mean {close[0]!r}?" if close else "")
+
+
+_SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "serve": ServeSettings,
+    "keys": KeysSettings,
+    "attest": AttestSettings,
+}
+_LISTS = {"models"}
