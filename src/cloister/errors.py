@@ -57,6 +57,10 @@ class BindingMismatch(VerificationError):
     """Genuine evidence that does not speak of this key, nonce or content."""
 
 
+class EndorsementMismatch(VerificationError):
+    """Endorsements that speak of another platform, TEE or issuer than the evidence does."""
+
+
 class UntrustedRoot(VerificationError):
     """A chain ends in a root or signer that is not among the trusted ones."""
 
@@ -75,6 +79,14 @@ class RollbackRefused(StaleEvidence):
 
 class TcbOutOfDate(VerificationError):
     """The platform's TCB level is one that its vendor no longer considers secure."""
+
+
+class Replayed(VerificationError):
+    """A sealed request was seen before, or is too old to know whether it was."""
+
+
+class UnknownKeyConfig(VerificationError):
+    """A sealed request names a key or suite that is not offered, as happens after a rotation or restart."""
 
 
 class PolicyDenied(CloisterError):

@@ -1,0 +1,177 @@
+"""One verified channel to one service: evidence fetched and checked, TLS pinned, ready to carry capsules.
+
+1. The client draws a nonce and fetches evidence over TLS that is not yet trusted, keeping the certificate
+   that this connection presented.
+2. The evidence is verified and appraised (``cloister.attest.service``): it answers this nonce.
+3. The certificate's key is the TLS key in the evidence; else somebody sits between.
+4. From here on only that certificate is accepted, and content is sealed to the OHTTP key in the evidence.
+
+A plain ``http://`` address skips 3 and the pin: there the sealing alone protects.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import ssl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import httpx
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from cloister.attest.appraisal import ReferenceValues
+from cloister.attest.service import MAX_BUNDLE_BYTES, VerifiedService, verify_bundle
+from cloister.errors import BindingMismatch, ConfigError, MalformedInput, TransportError
+from cloister.ohttp.capsule import KeyConfig
+
+EVIDENCE_PATH = "/.well-known/cloister/evidence"
+NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """A service that proved itself, and the connection to it."""
+
+    service: VerifiedService
+    key_config: KeyConfig
+    http: httpx.Client
+    """Accepts the attested TLS key only."""
+    verified_at_s: float
+    """Monotonic clock."""
+
+    def close(self) -> None:
+        """Close its connections."""
+        self.http.close()
+
+
+def check_url(url: str) -> str:
+    """The base address of a service, without a trailing slash.
+
+    Raises:
+        ConfigError: not an http or https address, or one that carries a query or credentials.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"not an address: {error}", hint="give one such as https://host:8443") from error
+    if parsed.scheme not in ("https", "http") or not parsed.host:
+        raise ConfigError(
+            f"not an http or https address: {parsed.scheme}://{parsed.host}",
+            hint="give one such as https://host:8443",
+        )
+    if parsed.userinfo or parsed.query or parsed.fragment:
+        raise ConfigError("address of a service: no credentials, query or fragment")
+    return str(parsed).rstrip("/")
+
+
+def open_channel(
+    url: str,
+    *,
+    reference_values: ReferenceValues,
+    roots: Sequence[x509.Certificate] | None,
+    timeout_s: float,
+) -> Channel:
+    """Verify the service at ``url``. Sends nothing but a nonce.
+
+    Raises:
+        VerificationError: not genuine, or not about the key that it talks with.
+        PolicyDenied: genuine, but not acceptable under ``reference_values``.
+        MalformedInput: what came is not evidence.
+        TransportError: nothing came.
+    """
+    nonce = os.urandom(NONCE_BYTES)
+    bundle, certificate = _fetch_evidence(url, nonce, timeout_s)
+    service = verify_bundle(
+        bundle, nonce=nonce, reference_values=reference_values, now=datetime.now(UTC), roots=roots
+    )
+    key_config = KeyConfig.parse(service.identity.ohttp_key_config)
+    key_config.pick_suite()
+    verify: ssl.SSLContext | bool = True
+    if certificate is not None:
+        _check_tls_key(certificate, service.identity.tls_spki)
+        verify = _pinned(certificate)
+    http = httpx.Client(base_url=url, verify=verify, timeout=timeout_s, follow_redirects=False)
+    return Channel(service, key_config, http, time.monotonic())
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turns httpx's errors into one-line TransportErrors."""
+    try:
+        yield
+    except httpx.TimeoutException as error:
+        raise TransportError(
+            f"no answer from {url} in time", hint="raise timeout_s, or look at the server's load"
+        ) from error
+    except httpx.ConnectError as error:
+        raise TransportError(
+            f"cannot connect to {url}: {error}", hint="is the server running, and the address right?"
+        ) from error
+    except httpx.HTTPError as error:
+        raise TransportError(f"connection to {url} failed: {type(error).__name__}") from error
+
+
+def _fetch_evidence(url: str, nonce: bytes, timeout_s: float) -> tuple[bytes, bytes | None]:
+    """The bundle, and the DER certificate of the connection that it came over (None without TLS)."""
+    text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode("ascii")
+    # Verification is off for this connection only: its certificate is judged by the evidence, afterwards.
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    with (
+        reaching(url),
+        httpx.Client(base_url=url, verify=unverified, timeout=timeout_s, follow_redirects=False) as http,
+        http.stream("GET", EVIDENCE_PATH, params={"nonce": text}) as response,
+    ):
+        certificate = _peer_certificate(response) if url.startswith("https:") else None
+        if response.status_code != httpx.codes.OK:
+            raise TransportError(
+                f"{url} gives no evidence: HTTP status {response.status_code}",
+                hint="is it a Cloister server in protected mode?",
+            )
+        bundle = bytearray()
+        for part in response.iter_bytes():
+            bundle += part
+            if len(bundle) > MAX_BUNDLE_BYTES:
+                raise MalformedInput(f"evidence bundle is over {MAX_BUNDLE_BYTES} bytes")
+        return bytes(bundle), certificate
+
+
+def _peer_certificate(response: httpx.Response) -> bytes:
+    stream = response.extensions.get("network_stream")
+    session = None if stream is None else stream.get_extra_info("ssl_object")
+    certificate = None if session is None else session.getpeercert(True)
+    if not certificate:
+        raise BindingMismatch("the connection that brought the evidence has no certificate to compare")
+    return bytes(certificate)
+
+
+def _check_tls_key(certificate: bytes, attested_spki: bytes) -> None:
+    try:
+        key = x509.load_der_x509_certificate(certificate).public_key()
+    except (ValueError, TypeError) as error:
+        raise MalformedInput("the server's TLS certificate cannot be read") from error
+    if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != attested_spki:
+        raise BindingMismatch(
+            "the server's TLS key is not the one in its evidence",
+            hint="somebody may sit between; only a proxy that passes TLS through unchanged can be used",
+        )
+
+
+def _pinned(certificate: bytes) -> ssl.SSLContext:
+    """Accepts a chain that ends in exactly this certificate. Its name proves nothing and is not read."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    try:
+        context.load_verify_locations(cadata=certificate)
+    except ssl.SSLError as error:
+        raise MalformedInput("the server's TLS certificate cannot be pinned") from error
+    return context

@@ -1,0 +1,123 @@
+"""The gateway's end of OHTTP: its keys, and one way to open a request. No HTTP, no I/O.
+
+Who is outside learns one of four things: opened, key not in use (``UnknownKeyConfig``), seen before
+(``Replayed``), or "cannot be opened" (``BadCiphertext``), in the same words whichever step failed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from cloister.crypto.hpke import Aead, Kdf, Kem, PrivateKey, find_suite
+from cloister.errors import BadCiphertext, ConfigError, MalformedInput, UnknownKeyConfig
+from cloister.ohttp.capsule import (
+    CapsuleHeader,
+    KeyConfig,
+    ResponseSealer,
+    open_request,
+    render_key_configs,
+    request_enc,
+)
+from cloister.ohttp.replay import ReplayGuard
+
+ALGORITHMS = (
+    (Kdf.HKDF_SHA256, Aead.AES_128_GCM),
+    (Kdf.HKDF_SHA256, Aead.AES_256_GCM),
+    (Kdf.HKDF_SHA256, Aead.CHACHA20_POLY1305),
+)
+"""What each key is offered with, preferred first."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayKey:
+    """A private key under the id by which requests name it."""
+
+    key_id: int
+    private: PrivateKey
+    algorithms: tuple[tuple[int, int], ...] = ALGORITHMS
+
+    @classmethod
+    def generate(cls, kem: Kem = Kem.X25519_HKDF_SHA256, *, besides: Sequence[int] = ()) -> Self:
+        """A new key under a random id that is not one of ``besides``.
+
+        The id is random so that a request to the former key, after a restart, is not taken for a forged one.
+        """
+        key_id = secrets.choice([number for number in range(256) if number not in besides])
+        return cls(key_id, PrivateKey.generate(kem))
+
+    @property
+    def config(self) -> KeyConfig:
+        """What callers are given."""
+        return KeyConfig(self.key_id, self.private.public, self.algorithms)
+
+
+class Gateway:
+    """Opens sealed requests under any of its keys, each of them once.
+
+    The first key is the current one, which evidence binds; the others are still accepted.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[GatewayKey],
+        *,
+        guard: ReplayGuard | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._keys = {key.key_id: key for key in keys}
+        if not keys or len(self._keys) != len(keys):
+            raise ConfigError("a gateway needs at least one key, each under its own id")
+        self.key_config = keys[0].config.render()
+        """One RFC 9458 key configuration: the current key's."""
+        self.key_configs = render_key_configs(key.config for key in keys)
+        """The ``application/ohttp-keys`` document: every key, current first."""
+        self._guard = ReplayGuard() if guard is None else guard
+        self._clock = clock
+
+    @classmethod
+    def generate(cls, kem: Kem = Kem.X25519_HKDF_SHA256) -> Self:
+        """A gateway with one new key."""
+        return cls((GatewayKey.generate(kem),))
+
+    def open(self, capsule: bytes) -> tuple[bytes, ResponseSealer]:
+        """Decrypt an encapsulated request that was not seen before.
+
+        What is inside is authentic but not parsed, and its date not checked: ``replay.check_date`` does that.
+
+        Raises:
+            UnknownKeyConfig: the key id or suite is not one that this gateway offers.
+            Replayed: it was opened before.
+            BadCiphertext: truncated, changed, or sealed to another key.
+            Overloaded: replay protection is at its capacity.
+        """
+        try:
+            header = CapsuleHeader.parse(capsule)
+        except MalformedInput as error:
+            raise BadCiphertext(_CANNOT_OPEN) from error
+        key = self._keys.get(header.key_id)
+        offered = key is not None and (
+            header.kem_id == key.private.kem and (header.kdf_id, header.aead_id) in key.algorithms
+        )
+        if key is None or not offered:
+            raise UnknownKeyConfig(
+                f"no key {header.key_id} for KEM 0x{header.kem_id:04x}, KDF 0x{header.kdf_id:04x}, "
+                f"AEAD 0x{header.aead_id:04x}",
+                hint="verify the service again to learn its current key",
+            )
+        try:
+            suite = find_suite(header.kem_id, header.kdf_id, header.aead_id)
+            enc = request_enc(capsule, suite)
+            self._guard.check_new(enc)
+            request, sealer = open_request(key.private, capsule)
+        except (BadCiphertext, MalformedInput) as error:
+            raise BadCiphertext(_CANNOT_OPEN) from error
+        # Only now, so that nobody without the key can fill the guard or burn another caller's request.
+        self._guard.remember(enc, self._clock())
+        return request, sealer
+
+
+_CANNOT_OPEN = "the sealed request cannot be opened"

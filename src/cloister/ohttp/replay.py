@@ -1,0 +1,127 @@
+"""Refuses a sealed request that was seen before (RFC 9458, section 6.5).
+
+Two halves that need each other. ``ReplayGuard`` remembers the ``enc`` of every request that opened, for a
+time. ``check_date`` refuses a request whose sealed ``Date`` is further than ``WINDOW_S`` from now, so that a
+request that the guard has forgotten is too old to be accepted.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from functools import lru_cache
+
+from cloister.errors import MalformedInput, Overloaded, Replayed
+from cloister.ohttp.bhttp import Request
+
+WINDOW_S = 60.0
+"""How far a request's date may be from the gateway's clock, either way."""
+DATE_PROBLEM = "https://iana.org/assignments/http-problem-types#date"
+"""Problem type (RFC 9458, section 6.5.2) of the sealed answer to a request whose date is not acceptable."""
+
+_SLICES = 4
+
+
+class ReplayGuard:
+    """Remembers what it was shown, in bounded memory.
+
+    Nothing is forgotten early: at ``capacity`` new requests are refused until old ones expire, because a
+    guard that forgets under load is one that an attacker can empty. At the default capacity it takes at most
+    about 150 MB.
+    """
+
+    def __init__(self, *, retention_s: float = 2 * WINDOW_S, capacity: int = 1 << 20) -> None:
+        """Make an empty guard.
+
+        Args:
+            retention_s: how long each is remembered at least. A request dated ``WINDOW_S`` ahead stays
+                acceptable for twice that long.
+            capacity: how many are remembered at most.
+        """
+        self._slice_s = retention_s / _SLICES
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._slices: deque[tuple[float, set[bytes]]] = deque()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def check_new(self, enc: bytes) -> None:
+        """Refuse ``enc`` if it is remembered; does not remember it.
+
+        Raises:
+            Replayed: it was seen before.
+        """
+        with self._lock:
+            self._check(enc)
+
+    def remember(self, enc: bytes, now_s: float) -> None:
+        """Remember ``enc``, of a request that authenticated; refuse it if another thread was first.
+
+        Args:
+            now_s: seconds of a monotonic clock.
+        Raises:
+            Replayed: it was seen before.
+            Overloaded: at capacity.
+        """
+        with self._lock:
+            self._check(enc)
+            self._forget(now_s)
+            if self._count >= self._capacity:
+                raise Overloaded(f"replay protection is at its capacity of {self._capacity} requests")
+            if not self._slices or now_s >= self._slices[-1][0] + self._slice_s:
+                self._slices.append((now_s, set()))
+            self._slices[-1][1].add(enc)
+            self._count += 1
+
+    def _check(self, enc: bytes) -> None:
+        if any(enc in seen for _, seen in self._slices):
+            raise Replayed("this sealed request was received before")
+
+    def _forget(self, now_s: float) -> None:
+        # The youngest member of a slice may be one slice younger than its start.
+        while self._slices and now_s >= self._slices[0][0] + (_SLICES + 1) * self._slice_s:
+            self._count -= len(self._slices.popleft()[1])
+
+
+def render_date(now: datetime) -> bytes:
+    """``now`` as the value of a ``Date`` field (RFC 9110, section 5.6.7)."""
+    return format_datetime(now.astimezone(UTC), usegmt=True).encode("ascii")
+
+
+def check_date(request: Request, now: datetime, *, window_s: float = WINDOW_S) -> None:
+    """Refuse a request whose sealed ``Date`` is missing or too far from ``now``.
+
+    Raises:
+        MalformedInput: the field is not a date.
+        Replayed: missing, too old, or too far ahead.
+    """
+    value = request.header(b"date")
+    if value is None:
+        raise Replayed("sealed request without a Date field", hint="send Date inside the sealed request")
+    age_s = now.timestamp() - _parse_date(value)
+    if abs(age_s) > window_s:
+        raise Replayed(
+            f"sealed request is {age_s:.0f} s old by this clock; accepted: {window_s:.0f} s either way",
+            hint="check the clocks of both machines",
+        )
+
+
+@lru_cache(maxsize=64)
+def _parse_date(value: bytes) -> float:
+    # Exactly IMF-fixdate: the obsolete forms of RFC 9110 have no place in a new protocol.
+    try:
+        text = value.decode("ascii")
+        day, month, year, clock = text[5:7], text[8:11], text[12:16], text[17:25]
+        parsed = datetime.fromisoformat(f"{year}-{_MONTHS.index(month) + 1:02d}-{day}T{clock}+00:00")
+    except ValueError as error:
+        raise MalformedInput("Date field: not an HTTP date") from error
+    if render_date(parsed) != value:
+        raise MalformedInput("Date field: not an HTTP date")
+    return parsed.timestamp()
+
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")

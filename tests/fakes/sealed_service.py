@@ -1,0 +1,215 @@
+"""A small protected service on loopback HTTPS: real evidence of a simulated platform, the real gateway.
+
+It answers each prediction with what it was asked, and each test can make it misbehave in one place.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from cloister.attest.model import Endorsements, Evidence
+from cloister.attest.service import LoadedModel, ServiceIdentity, make_bundle
+from cloister.attest.simulated.platform import SimulatedPlatform
+from cloister.errors import BadCiphertext, Replayed, UnknownKeyConfig
+from cloister.ohttp import bhttp
+from cloister.ohttp.capsule import KEY_PROBLEM, RESPONSE_TYPE
+from cloister.ohttp.gateway import Gateway
+from cloister.ohttp.replay import check_date
+
+MR_TD = bytes(range(48))
+SETTINGS_DIGEST = bytes(range(48, 96))
+MODELS = (
+    LoadedModel(name="echo", version="1", container_digest="ab" * 32, signer="ed25519:x", sandbox="none"),
+)
+
+Answer = Callable[[bhttp.Request], bhttp.Response]
+
+
+class PlatformAttester:
+    """An Attester over a simulated platform, with registers that a test chooses."""
+
+    scheme = "tdx"
+
+    def __init__(self, platform: SimulatedPlatform) -> None:
+        self._platform = platform
+
+    def get_evidence(self, report_data: bytes) -> Evidence:
+        """A quote over ``report_data``."""
+        return Evidence(
+            self.scheme, self._platform.quote(report_data, mr_td=MR_TD, mr_config_id=SETTINGS_DIGEST)
+        )
+
+    def get_endorsements(self) -> Endorsements:
+        """The platform's collateral."""
+        return self._platform.endorsements(datetime.now(UTC))
+
+
+@dataclass(frozen=True)
+class TlsKey:
+    """A self-signed certificate with its key."""
+
+    folder: Path
+    spki: bytes
+
+    @classmethod
+    def make(cls, folder: Path) -> TlsKey:
+        """A new one, saved in ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister")])
+        now = datetime.now(UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=1))
+            .sign(key, hashes.SHA256())
+        )
+        (folder / "tls.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+        (folder / "tls.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return cls(folder, key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+    def context(self) -> ssl.SSLContext:
+        """For a server."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.folder / "tls.pem", self.folder / "tls.key")
+        return context
+
+
+def echo(request: bhttp.Request) -> bhttp.Response:
+    """Says what was asked."""
+    heard = {
+        "method": request.method.decode(),
+        "path": request.path.decode(),
+        "type": (request.header(b"content-type") or b"").decode(),
+        "content": base64.b64encode(request.content).decode(),
+    }
+    return bhttp.Response(200, ((b"content-type", b"application/json"),), json.dumps(heard).encode())
+
+
+class SealedService:
+    """The service's parts; a test replaces the one that it attacks."""
+
+    def __init__(self, platform: SimulatedPlatform, tls: TlsKey) -> None:
+        self.attester = PlatformAttester(platform)
+        self.tls = tls
+        self.gateway = Gateway.generate()
+        self.attested_spki = tls.spki
+        self.make_bundle: Callable[[bytes], bytes] = self.bundle
+        self.answer: Answer = echo
+        self.change_answer: Callable[[bytes], bytes] = lambda sealed: sealed
+        self.evidence_given = 0
+        self.capsules: list[bytes] = []
+        self.requests: list[bhttp.Request] = []
+        self.outer: list[str] = []
+        self.url = ""
+
+    def identity(self) -> ServiceIdentity:
+        """What its evidence binds."""
+        return ServiceIdentity(
+            tls_spki=self.attested_spki,
+            ohttp_key_config=self.gateway.key_config,
+            settings_digest=SETTINGS_DIGEST,
+            models=MODELS,
+        )
+
+    def bundle(self, nonce: bytes) -> bytes:
+        """Honest evidence."""
+        return make_bundle(self.attester, self.identity(), nonce)
+
+    def evidence(self, target: str) -> tuple[int, str, bytes]:
+        """Answer to the evidence request."""
+        self.evidence_given += 1
+        text = parse_qs(urlsplit(target).query)["nonce"][0]
+        nonce = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return 200, "application/json", self.make_bundle(nonce)
+
+    def sealed(self, capsule: bytes) -> tuple[int, str, bytes]:
+        """Answer to a capsule."""
+        self.capsules.append(capsule)
+        try:
+            opened, sealer = self.gateway.open(capsule)
+        except (UnknownKeyConfig, BadCiphertext):
+            problem = {"type": KEY_PROBLEM, "title": "key not in use"}
+            return 400, "application/problem+json", json.dumps(problem).encode()
+        except Replayed:
+            return 409, "application/problem+json", b'{"type":"about:blank"}'
+        request = bhttp.parse_request(opened)
+        check_date(request, datetime.now(UTC))
+        self.requests.append(request)
+        answer = bhttp.render_response(self.answer(request))
+        return 200, RESPONSE_TYPE, self.change_answer(sealer.seal(answer))
+
+    @contextmanager
+    def serving(self, tls: TlsKey | None = None, *, port: int = 0, plain: bool = False) -> Iterator[str]:
+        """Serve under ``tls`` (by default the attested key); yields the base address."""
+        server = _Server(("127.0.0.1", port), _handler(self))
+        if not plain:
+            server.socket = (tls or self.tls).context().wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        try:
+            self.url = f"{'http' if plain else 'https'}://127.0.0.1:{server.server_port}"
+            yield self.url
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Handshakes that clients break off are part of the tests."""
+
+
+def _handler(service: SealedService) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 20
+
+        def do_GET(self) -> None:
+            service.outer.append(f"{self.requestline}\n{self.headers}")
+            self._send(*service.evidence(self.path))
+
+        def do_POST(self) -> None:
+            service.outer.append(f"{self.requestline}\n{self.headers}")
+            assert self.path == "/.well-known/ohttp-gateway"
+            self._send(*service.sealed(self.rfile.read(int(self.headers["content-length"]))))
+
+        def _send(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            """Quiet."""
+
+    return Handler

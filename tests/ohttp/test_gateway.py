@@ -1,0 +1,119 @@
+"""The gateway: which requests it opens, once, and what those outside can learn from a refusal."""
+
+from __future__ import annotations
+
+import pytest
+
+from cloister.crypto.hpke import Kem
+from cloister.errors import BadCiphertext, ConfigError, Overloaded, Replayed, UnknownKeyConfig
+from cloister.ohttp.capsule import KeyConfig, parse_key_configs, seal_request
+from cloister.ohttp.gateway import Gateway, GatewayKey
+from cloister.ohttp.replay import ReplayGuard
+
+
+def config_of(gateway: Gateway) -> KeyConfig:
+    """The key configuration that evidence would carry."""
+    return KeyConfig.parse(gateway.key_config)
+
+
+@pytest.mark.parametrize("kem", list(Kem))
+def test_conversation(kem: Kem) -> None:
+    """A request sealed to the published key opens, and its answer opens at the caller."""
+    gateway = Gateway.generate(kem)
+    capsule, opener = seal_request(config_of(gateway), b"request")
+    request, sealer = gateway.open(capsule)
+    assert request == b"request"
+    assert opener.open(sealer.seal(b"response")) == b"response"
+
+
+def test_several_keys() -> None:
+    """A former key still opens, the document lists all, and the first is the current one."""
+    former = GatewayKey.generate()
+    current = GatewayKey.generate(besides=(former.key_id,))
+    gateway = Gateway((current, former))
+    assert parse_key_configs(gateway.key_configs) == (current.config, former.config)
+    assert config_of(gateway) == current.config
+    assert gateway.open(seal_request(former.config, b"late")[0])[0] == b"late"
+
+
+def test_key_ids_are_unique() -> None:
+    """Two keys under one id, or none at all, is a mistake that is said."""
+    key = GatewayKey.generate()
+    with pytest.raises(ConfigError):
+        Gateway((key, GatewayKey(key.key_id, GatewayKey.generate().private)))
+    with pytest.raises(ConfigError):
+        Gateway(())
+    assert GatewayKey.generate(besides=range(255)).key_id == 255
+
+
+def test_unknown_key_id_and_suite() -> None:
+    """A key id or suite that is not offered has its own error: the caller then asks for the current key."""
+    gateway = Gateway((GatewayKey(7, GatewayKey.generate().private, ((1, 1),)),))
+    capsule, _ = seal_request(config_of(gateway), b"request")
+    for bad in (
+        b"\x08" + capsule[1:],
+        capsule[:5] + b"\x00\x02" + capsule[7:],
+        b"\x07\x00\x10" + capsule[3:],
+    ):
+        with pytest.raises(UnknownKeyConfig):
+            gateway.open(bad)
+
+
+def test_refusals_sound_alike() -> None:
+    """Truncated, changed, unusable and foreign requests are refused in the same words."""
+    gateway = Gateway.generate()
+    config = config_of(gateway)
+    capsule, _ = seal_request(config, b"request")
+    foreign = KeyConfig(config.key_id, GatewayKey.generate().config.public, config.algorithms)
+    attempts = (
+        b"",
+        capsule[:6],
+        capsule[:20],
+        capsule[:-1],
+        capsule[:-1] + bytes([capsule[-1] ^ 1]),
+        capsule[:7] + bytes(32) + capsule[39:],
+        seal_request(foreign, b"request")[0],
+    )
+    said = set()
+    for bad in attempts:
+        with pytest.raises(BadCiphertext) as caught:
+            gateway.open(bad)
+        said.add((str(caught.value), caught.value.hint))
+    assert len(said) == 1
+
+
+def test_replayed_request_is_refused() -> None:
+    """The same sealed request opens once."""
+    gateway = Gateway.generate()
+    capsule, _ = seal_request(config_of(gateway), b"request")
+    gateway.open(capsule)
+    with pytest.raises(Replayed):
+        gateway.open(capsule)
+
+
+def test_forged_request_burns_nothing() -> None:
+    """A request that does not authenticate is not remembered, so that it cannot block the real one."""
+    guard = ReplayGuard()
+    gateway = Gateway((GatewayKey.generate(),), guard=guard)
+    capsule, _ = seal_request(config_of(gateway), b"request")
+    with pytest.raises(BadCiphertext):
+        gateway.open(capsule[:-1] + bytes([capsule[-1] ^ 1]))
+    assert len(guard) == 0
+    assert gateway.open(capsule)[0] == b"request"
+
+
+def test_full_guard_refuses_instead_of_forgetting() -> None:
+    """At capacity new requests wait; none of the remembered ones becomes replayable."""
+    now = [0.0]
+    gateway = Gateway(
+        (GatewayKey.generate(),), guard=ReplayGuard(retention_s=8, capacity=2), clock=lambda: now[0]
+    )
+    first, second, third = (seal_request(config_of(gateway), b"x")[0] for _ in range(3))
+    gateway.open(first)
+    gateway.open(second)
+    with pytest.raises(Overloaded):
+        gateway.open(third)
+    with pytest.raises(Replayed):
+        gateway.open(first)
+    now[0] = 10.0
+    assert gateway.open(third)[0] == b"x"
