@@ -1,0 +1,77 @@
+"""The broker's TLS certificate: self-signed, made on first start, given to clients as the one they trust."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cloister.errors import ConfigError
+from cloister.kbs.owner_files import write_new
+
+LIFETIME = timedelta(days=3650)
+_BACKDATE = timedelta(hours=1)
+
+
+def ensure_certificate(path: Path, key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> None:
+    """Make the certificate if there is none, and refuse to start with one that clients would refuse.
+
+    Raises:
+        ConfigError: expired, not yet valid, unreadable, or for another key.
+    """
+    if not path.exists():
+        certificate = make_certificate(key, host, now)
+        write_new(path, certificate.public_bytes(Encoding.PEM), mode=0o644)
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} does not hold a certificate") from error
+    hint = f"delete {path} to have a new one made, and give it to the clients"
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise ConfigError(f"{path} is valid only until {certificate.not_valid_after_utc:%Y-%m-%d}", hint=hint)
+    if certificate.public_key() != key.public_key():
+        raise ConfigError(f"{path} is for another key than the one beside it", hint=hint)
+
+
+def make_certificate(key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> x509.Certificate:
+    """A self-signed server certificate for loopback, this machine's name, and ``host``.
+
+    It is no certificate authority: whoever trusts it trusts this one server and nothing that its key signs.
+    """
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Cloister key broker")])
+    public = key.public_key()
+    usage = x509.KeyUsage(True, False, False, False, False, False, False, False, False)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(public)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATE)
+        .not_valid_after(now + LIFETIME)
+        .add_extension(x509.SubjectAlternativeName(_names(host)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _names(host: str) -> list[x509.GeneralName]:
+    names: dict[str, x509.GeneralName] = {}
+    for candidate in ("127.0.0.1", "::1", "localhost", socket.gethostname(), host):
+        try:
+            names[candidate] = x509.IPAddress(ipaddress.ip_address(candidate))
+        except ValueError:
+            if candidate.isascii() and candidate:
+                names[candidate] = x509.DNSName(candidate)
+    return list(names.values())
