@@ -2,15 +2,15 @@
 
 Layout of a message, n = plaintext bytes:
 
-================= ========== ======================================================================
-offset            size       field
-================= ========== ======================================================================
-0                 24         salt
-24                32         commitment
-56 + k * 16400    16384      chunk k: AES-256-GCM ciphertext, nonce = base nonce XOR k
-56 + k*16400+16384 16        tag of chunk k
-56 + (n // 16384) * 16400    the final chunk: n % 16384 bytes (may be none), then its tag
-================= ========== ======================================================================
+========================= ============== ==========================================================
+offset                    size           field
+========================= ============== ==========================================================
+0                         24             salt
+24                        32             commitment
+56 + k * 16400            16384          chunk k: AES-256-GCM ciphertext under base nonce XOR k
+56 + k * 16400 + 16384    16             tag of chunk k
+56 + (n // 16384) * 16400 n % 16384 + 16 final chunk, shorter than the others, maybe empty; its tag
+========================= ============== ==========================================================
 
 ``key || base nonce || commitment = HKDF-Expand-SHA-512(input key, "c2sp.org/chunked-encryption@v1+" ||
 "AEAD_AES_256_GCM" || 0x00 || salt || context)``. The final chunk is always shorter than the others, which is
@@ -84,10 +84,10 @@ def plaintext_bytes(ciphertext_bytes: int) -> int:
 class CobblestoneReader(io.RawIOBase):
     """The plaintext of one message as a seekable, read-only file.
 
-    Opening checks the commitment and decrypts the final chunk, so that ``size`` and every seek from the end are
-    authenticated from the start. Each chunk is authenticated before a byte of it is given out. Whole chunks are
-    decrypted straight into the caller's buffer; only the ends of an unaligned read go through a chunk of our own.
-    When a read fails, everything that it wrote into the caller's buffer has been overwritten with zeros.
+    Opening checks the commitment and decrypts the final chunk, so that ``size`` and every seek from the end
+    are authenticated from the start. Each chunk is authenticated before a byte of it is given out. Whole
+    chunks are decrypted straight into the caller's buffer; only the ends of an unaligned read go through a
+    chunk of our own. When a read fails, the part of the caller's buffer that it was for is all zeros.
 
     One thread at a time, as with every file object.
 
@@ -98,7 +98,7 @@ class CobblestoneReader(io.RawIOBase):
         offset: where the message begins in the source.
         length: of the message; None means to the end of the source.
     Raises:
-        BadCiphertext: a length that no message has, another key or context, or a final chunk that is not genuine.
+        BadCiphertext: a length that no message has, another key or context, or a false final chunk.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class CobblestoneReader(io.RawIOBase):
         """Fill the buffer from the position on, entirely unless the plaintext ends before.
 
         Raises:
-            BadCiphertext: a chunk is not genuine; the buffer holds nothing of the message, the position stays.
+            BadCiphertext: a chunk is not genuine; the buffer is zeros, the position stays.
         """
         self._check_open()
         whole = memoryview(buffer)

@@ -1,7 +1,7 @@
 """Have the kernel provide the pages of a large buffer on a second core while the first one fills it.
 
-Decryption writes 3 to 4 GB/s into memory that is there already, but a fresh buffer costs one page fault per 4 KiB,
-which in a virtual machine is several times the price of the decryption itself. ``madvise`` with
+Decryption writes 3 to 4 GB/s into memory that is there already, but a fresh buffer costs one page fault per
+4 KiB, which in a virtual machine is several times the price of the decryption itself. ``madvise`` with
 ``MADV_POPULATE_WRITE`` (Linux 5.14) provides pages without changing their content and without Python's lock.
 It is advice: where it fails, nothing is lost but time.
 """
@@ -28,8 +28,8 @@ _SAMPLES = 16
 def prefaulted(buffer: memoryview) -> Iterator[None]:
     """Populate the whole pages of a writable buffer in the background, for as long as the block runs.
 
-    Does nothing for a small buffer, for one whose pages are there, and outside Linux. The buffer is not touched
-    any more when the block has ended.
+    Does nothing for a small buffer, for one whose pages are there, and outside Linux. The buffer is left
+    alone once the block has ended.
     """
     start, length = _whole_pages(buffer)
     if length < SMALLEST_BYTES or not sys.platform.startswith("linux") or _resident(start, length):

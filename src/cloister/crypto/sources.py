@@ -1,23 +1,23 @@
 """Random access to ciphertext, wherever it lies: in a buffer, in a file, behind any seekable object.
 
-A file is normally read with ``pread`` into private memory. Large reads map it instead, which saves copying all
-of it once, but only under a **read lease** (``fcntl(2)``, F_SETLEASE): the kernel then holds back everybody who
-wants to write to the file or truncate it. Without that, bytes could change between the moment when a cipher
-authenticates them and the moment when it decrypts them, and a truncation would kill the process. Where no
-lease is granted (another owner, some network file systems, the file is open for writing), ``pread`` it is.
+A file is normally read with ``pread`` into private memory. Large reads map it instead, which saves copying
+all of it once, but only under a **read lease** (``fcntl(2)``, F_SETLEASE): the kernel then holds back
+everybody who wants to write to the file or truncate it. Without that, bytes could change between the moment
+when a cipher authenticates them and the moment when it decrypts them, and a truncation would kill the
+process. Where no lease is granted (another owner, some network file systems, the file is open for writing),
+``pread`` it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import mmap
 import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol, cast
 
 from cloister.errors import BadCiphertext
 
@@ -44,19 +44,19 @@ class Source(Protocol):
         ...
 
     def pieces(self, offset: int, length: int, unit: int) -> Iterator[memoryview]:
-        """The same range in order, each piece a multiple of ``unit`` and valid until the next one is asked for."""
+        """The same range in order; each piece is a multiple of ``unit``, and valid until the next one."""
         ...
 
 
 def open_source(source: ReadableBuffer | BinaryIO) -> Source:
     """The fitting Source: of a file with a descriptor, of another seekable binary file, or of a buffer."""
-    if not hasattr(source, "seek") or isinstance(source, mmap.mmap):
-        return BufferSource(source)  # type: ignore[arg-type]  # a buffer, or memoryview refuses it
+    if isinstance(source, mmap.mmap) or not hasattr(source, "read"):
+        return BufferSource(source)
+    stream = cast(BinaryIO, source)
     try:
-        descriptor = source.fileno()
-    except (AttributeError, OSError, io.UnsupportedOperation):
-        return StreamSource(source)
-    return FileSource(descriptor)
+        return FileSource(stream.fileno())
+    except (AttributeError, OSError):  # not backed by a descriptor
+        return StreamSource(stream)
 
 
 class BufferSource:
@@ -150,7 +150,11 @@ class FileSource:
         skip = offset % mmap.ALLOCATIONGRANULARITY
         try:
             window = mmap.mmap(
-                self._descriptor, skip + length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset - skip
+                self._descriptor,
+                skip + length,
+                mmap.MAP_SHARED | mmap.MAP_POPULATE,
+                mmap.PROT_READ,
+                offset=offset - skip,
             )
         except ValueError as error:  # the file had been truncated before the lease
             raise _ended(offset, length) from error
@@ -168,7 +172,7 @@ class FileSource:
         return True
 
     def _lease_holds(self) -> bool:
-        """False as soon as a writer waits; it goes on waiting until we let go (/proc/sys/fs/lease-break-time)."""
+        """False once a writer waits; the kernel lets it wait for /proc/sys/fs/lease-break-time seconds."""
         return fcntl.fcntl(self._descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK
 
 

@@ -1,0 +1,24 @@
+"""Sealed models: a signed header in the clear and an encrypted payload that is read at random."""
+
+from cloister.seal.container import SealedHeader, VerifiedHeader, read_header
+from cloister.seal.reader import SealedFile, container_digest, open_sealed, unseal_file
+from cloister.seal.signing import SigningKey, TrustedSigners
+from cloister.seal.store import ModelStore, StoreEntry
+from cloister.seal.tensors import read_safetensors
+from cloister.seal.writer import seal_file
+
+__all__ = [
+    "ModelStore",
+    "SealedFile",
+    "SealedHeader",
+    "SigningKey",
+    "StoreEntry",
+    "TrustedSigners",
+    "VerifiedHeader",
+    "container_digest",
+    "open_sealed",
+    "read_header",
+    "read_safetensors",
+    "seal_file",
+    "unseal_file",
+]

@@ -1,0 +1,113 @@
+"""Seal a file: signed header, then the payload encrypted as it is read."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from cloister.crypto.cobblestone import CobblestoneWriter
+from cloister.crypto.keys import SecretKey
+from cloister.errors import ConfigError, MalformedInput
+from cloister.seal.container import SealedHeader, render_header
+from cloister.seal.signing import SigningKey
+
+_SLAB_BYTES = 1 << 20
+
+
+def seal_file(
+    source: Path,
+    target: Path,
+    *,
+    key: SecretKey,
+    signer: SigningKey,
+    name: str,
+    version: str,
+    sequence: int,
+    kind: Literal["mar", "safetensors", "file"],
+    key_uri: str,
+    key_version: int = 1,
+    created: datetime | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SealedHeader:
+    """Write a sealed container, whole or not at all, readable by all: it is ciphertext.
+
+    Args:
+        key: the data key; give every container its own.
+        signer: the model owner's key.
+        key_uri: ``kbs:///repository/type/tag`` under which a key broker has ``key``.
+        created: aware time; now by default.
+        progress: called with the number of plaintext bytes done so far.
+    Returns:
+        The header as written.
+    Raises:
+        MalformedInput: a field is not of its form, or the source changed while it was read.
+        ConfigError: a file cannot be read or written.
+    """
+    with _named_errors(), source.open("rb", buffering=0) as plain, replacing(target, mode=0o644) as sealed:
+        header = SealedHeader(
+            name=name,
+            version=version,
+            sequence=sequence,
+            kind=kind,
+            key=key_uri,
+            key_version=key_version,
+            plaintext_bytes=os.fstat(plain.fileno()).st_size,
+            created=(created or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            signer=signer.public,
+        )
+        before = render_header(header, signer)
+        sealed.write(before)
+        with CobblestoneWriter(sealed, key=key.raw, context=hashlib.sha256(before).digest()) as payload:
+            done = 0
+            for slab in _slabs(plain):
+                done += payload.write(slab)
+                if done > header.plaintext_bytes:
+                    break
+                if progress:
+                    progress(done)
+            if done != header.plaintext_bytes:
+                raise MalformedInput(f"{source} changed size while it was sealed", hint="seal it again")
+    return header
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, mode: int) -> Iterator[BinaryIO]:
+    """A new file in the target's folder that takes the target's place, synced, when the block ends well."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:64]}.", suffix=".part")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        temporary.replace(target)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _slabs(file: io.FileIO) -> Iterator[memoryview]:
+    slab = memoryview(bytearray(_SLAB_BYTES))
+    while count := file.readinto(slab):
+        yield slab[:count]
+
+
+@contextlib.contextmanager
+def _named_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot seal: {error.filename or 'file'}: {error.strerror}") from error
