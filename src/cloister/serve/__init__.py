@@ -1,0 +1,1 @@
+"""The model server: one frontend that speaks HTTP, one worker process for each model."""

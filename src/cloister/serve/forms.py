@@ -1,0 +1,119 @@
+"""A request's body and query as the named values that TorchServe's handlers are given.
+
+Runs in the worker: neither the event loop nor the measured frontend decodes what callers send.
+
+Source: pytorch/serve 0.12, HTTP inference: fields of a form by their names, any other body as ``body``;
+values of JSON type arrive decoded, of text type as ``str``, all others as ``bytearray``. JSON that does not
+decode is passed on as bytes: TorchServe's own clients send pictures under ``application/json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from cloister.errors import MalformedInput
+
+MAX_FIELDS = 1000
+_FORM = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
+_PARAMETER = re.compile(r';\s*([A-Za-z0-9_*-]+)=("(?:[^"\\]|\\.)*"|[^;\s]*)')
+_BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
+
+
+def parse_fields(body: memoryview, *, content_type: str, query: bytes) -> dict[str, Any]:
+    """The values of one request by field name.
+
+    Raises:
+        MalformedInput: a form or a query that breaks its format.
+    """
+    fields: dict[str, Any] = {}
+    if query:
+        for name, text in _parse_pairs(query):
+            fields[name] = bytearray(text.encode())
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == _MULTIPART:
+        fields.update(_parse_multipart(bytes(body), content_type))
+    elif kind == _FORM:
+        for name, text in _parse_pairs(bytes(body)):
+            fields[name] = bytearray(text.encode())
+    else:
+        fields["body"] = decode_value(body, content_type)
+    return fields
+
+
+def decode_value(value: memoryview, content_type: str) -> Any:
+    """One value by its content type: JSON decoded, text as ``str``, all else as ``bytearray``."""
+    if content_type.startswith("application/json"):
+        try:
+            return msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            return _decode_lenient(value)
+    if content_type.startswith("text"):
+        try:
+            return str(value, "utf-8")
+        except UnicodeDecodeError:
+            return bytearray(value)
+    return bytearray(value)
+
+
+def _decode_lenient(value: memoryview) -> Any:
+    """Python's own decoder takes NaN and Infinity, which some clients send."""
+    try:
+        return json.loads(bytes(value))
+    except (ValueError, RecursionError):
+        return bytearray(value)
+
+
+def _parse_pairs(raw: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        )
+    except ValueError as error:
+        raise MalformedInput("form fields are not URL-encoded UTF-8, or too many") from error
+
+
+def _parse_multipart(body: bytes, content_type: str) -> Iterator[tuple[str, Any]]:
+    """RFC 7578 form data; RFC 2046 section 5.1.1 for the delimiters, which must be well placed."""
+    boundary = _parameters(content_type).get("boundary", "").encode()
+    if not _BOUNDARY.fullmatch(boundary):
+        raise MalformedInput("multipart body without a valid boundary")
+    delimiter = b"\r\n--" + boundary
+    sections = (b"\r\n" + body).split(delimiter, MAX_FIELDS + 1)
+    if len(sections) < 2 or not sections[-1].startswith(b"--"):
+        raise MalformedInput("multipart body does not end with its closing delimiter, or has too many fields")
+    for section in sections[1:-1]:
+        padding, line_end, rest = section.partition(b"\r\n")
+        head, blank, value = rest.partition(b"\r\n\r\n")
+        if padding.strip(b" \t") or not line_end or not blank:
+            raise MalformedInput("multipart field without headers")
+        headers = _part_headers(head)
+        name = _parameters(headers.get("content-disposition", "")).get("name")
+        if name is None:
+            raise MalformedInput("multipart field without a name")
+        yield name, decode_value(memoryview(value), headers.get("content-type", ""))
+
+
+def _part_headers(head: bytes) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for line in head.split(b"\r\n"):
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise MalformedInput("multipart field with a header that has no colon")
+        headers[name.decode("latin-1").strip().lower()] = value.decode("utf-8", "replace").strip()
+    return headers
+
+
+def _parameters(value: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, text in _PARAMETER.findall(value):
+        if text.startswith('"'):
+            text = re.sub(r"\\(.)", r"\1", text[1:-1])
+        found.setdefault(name.lower(), text)
+    return found

@@ -1,0 +1,72 @@
+"""What a process does to itself so that others on the machine cannot look into it or outlive it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloister.errors import ConfigError
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+
+UNMEASURED_INPUTS = (
+    "LD_PRELOAD",
+    "LD_AUDIT",
+    "LD_LIBRARY_PATH",
+    "PYTHONSTARTUP",
+    "PYTHONINSPECT",
+    "PYTHONHOME",
+)
+"""Variables that change which code runs without changing any measurement."""
+
+_PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def refuse_unmeasured_inputs(environ: Mapping[str, str]) -> None:
+    """Raise ``ConfigError`` if the environment injects code that no measurement covers."""
+    found = [name for name in UNMEASURED_INPUTS if environ.get(name)]
+    if found:
+        raise ConfigError(
+            f"protected mode refuses to start with {', '.join(found)} set: unmeasured code could run",
+            hint="unset it, or run with mode = open",
+        )
+
+
+def swap_areas(swaps: str) -> list[str]:
+    """Where memory may be written out, from the text of ``/proc/swaps``; compressed memory does not count."""
+    names = [line.split()[0] for line in swaps.splitlines()[1:] if line.strip()]
+    return [name for name in names if not name.startswith("/dev/zram")]
+
+
+def forbid_dumps() -> None:
+    """No core dump, and no ptrace or /proc/<pid>/mem by another process of this user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Be killed when the process ``parent`` ends; ends at once if it has already."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def worker_environment(environ: Mapping[str, str], *, home: Path, threads: int) -> dict[str, str]:
+    """The whole environment of a worker: a list of what may pass, never what is left of the parent's."""
+    clean = {name: environ[name] for name in _PASSED_ON if name in environ}
+    clean.update(HOME=str(home), TMPDIR=str(home), PYTHONDONTWRITEBYTECODE="1")
+    if threads > 0:
+        clean.update(dict.fromkeys(_THREAD_LIMITS, str(threads)))
+    return clean
+
+
+def _prctl(option: int, value: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if library.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise ConfigError(f"prctl({option}) failed: {os.strerror(ctypes.get_errno())}")

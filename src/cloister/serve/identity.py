@@ -1,0 +1,93 @@
+"""The keys that a protected server makes at each start and proves in its evidence.
+
+They exist in memory only. Python's ``ssl`` takes a private key from a file alone, so it gets a memfd.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from cryptography.x509.oid import NameOID
+
+from cloister.ohttp.gateway import Gateway
+
+VALIDITY = timedelta(days=365)
+_CLOCK_SKEW = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKeys:
+    """TLS key (inside ``tls``) and OHTTP key of one run of the server."""
+
+    tls: ssl.SSLContext
+    tls_spki: bytes
+    """SubjectPublicKeyInfo (DER): what callers pin after they have verified evidence over it."""
+    gateway: Gateway
+
+
+def make_keys(host: str, now: datetime | None = None) -> ServerKeys:
+    """New keys, with a self-signed certificate for ``host``.
+
+    Nobody is meant to trust the certificate for its issuer: its key counts, and evidence speaks of that.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _self_sign(key, host, now or datetime.now(UTC))
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate())
+
+
+def _self_sign(key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> x509.Certificate:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "cloister")])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _CLOCK_SKEW)
+        .not_valid_after(now + VALIDITY)
+        .add_extension(x509.SubjectAlternativeName(_alternative_names(host)), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+
+
+def _alternative_names(host: str) -> list[x509.GeneralName]:
+    names: list[x509.GeneralName] = [
+        x509.DNSName("localhost"),
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+    ]
+    try:
+        extra: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        extra = x509.DNSName(host)
+    return names if extra in names else [*names, extra]
+
+
+def _tls_context(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem += certificate.public_bytes(Encoding.PEM)
+    descriptor = os.memfd_create("cloister-tls", os.MFD_CLOEXEC)
+    try:
+        os.write(descriptor, pem)
+        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
+        os.pwrite(descriptor, bytes(len(pem)), 0)
+    finally:
+        os.close(descriptor)
+    return context
