@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cloister.crypto.keys import SecretKey
 from cloister.errors import ConfigError
@@ -17,14 +17,15 @@ from cloister.seal.signing import SigningKey, TrustedSigners
 from cloister.seal.store import ModelStore
 from cloister.seal.writer import seal_file
 
-KINDS = {".mar": "mar", ".safetensors": "safetensors"}
+Kind = Literal["mar", "safetensors", "file"]
+KINDS: dict[str, Kind] = {".mar": "mar", ".safetensors": "safetensors"}
 
 
 class KeyRegistry(Protocol):
     """Where a new data key is registered: ``BrokerAdmin``."""
 
-    def put_resource(self, uri: str, data: bytes) -> None:
-        """Store one secret under ``kbs:///repository/type/tag``."""
+    def put_version(self, uri: str, data: bytes) -> int:
+        """Store one secret under ``kbs:///repository/type/tag``; returns its version number."""
         ...
 
 
@@ -72,7 +73,7 @@ def seal_model(
         raise ConfigError(f"no such file: {request.source}")
     target = out if out is not None else _staging(store, request)
     key = SecretKey.generate()
-    admin.put_resource(request.key_uri, key.raw)
+    key_version = admin.put_version(request.key_uri, key.raw)
     seal_file(
         request.source,
         target,
@@ -82,13 +83,14 @@ def seal_model(
         sequence=request.sequence,
         kind=KINDS.get(request.source.suffix, "file"),
         key_uri=request.key_uri,
+        key_version=key_version,
         signer=signer,
         progress=progress,
     )
     if store is None:
         return target
     try:
-        return ModelStore(store).add(target, trusted=TrustedSigners.from_lines([signer.public])).path
+        return ModelStore(store, TrustedSigners([signer.public])).add(target).path
     finally:
         target.unlink(missing_ok=True)
 

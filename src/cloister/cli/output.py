@@ -1,0 +1,73 @@
+"""How the command line speaks: tables for people, one JSON document for programs, errors on one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cloister.attest.model import AttestationResult
+from cloister.errors import CloisterError
+
+console = Console(highlight=False, soft_wrap=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SHORT_VALUE_CHARACTERS = 21
+
+
+def show_json(document: Any) -> None:
+    """Print one JSON document on standard output."""
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def one_line(error: CloisterError) -> str:
+    """The error and what to do next, on one line."""
+    text = str(error)
+    reasons = getattr(error, "reasons", ())
+    if reasons and not any(reason in text for reason in reasons):
+        text += ": " + "; ".join(reasons)
+    if error.hint:
+        text += f" ({error.hint})"
+    return " ".join(text.split())
+
+
+def show_error(error: CloisterError) -> None:
+    """Print an error on one line of standard error."""
+    kind = "refused" if error.exit_code == 3 else "error"
+    errors.print(Text.assemble((f"{kind}: ", "bold red"), one_line(error)))
+
+
+def shorten(value: str, characters: int = SHORT_VALUE_CHARACTERS) -> str:
+    """Keep both ends of a long value, which is what people compare."""
+    if len(value) <= characters:
+        return value
+    half = (characters - 1) // 2
+    return f"{value[:half]}…{value[-half:]}"
+
+
+def verdict_table(result: AttestationResult, title: str) -> Table:
+    """Every check of an appraisal: name, expected, found, and whether it holds."""
+    colour = "green" if all(check.passed for check in result.checks) else "red"
+    table = Table(title=title, title_justify="left", border_style=colour, expand=False)
+    table.add_column("check")
+    table.add_column("expected", overflow="fold")
+    table.add_column("found", overflow="fold")
+    table.add_column("")
+    for check in result.checks:
+        mark = Text("yes", "green") if check.passed else Text("NO", "bold red")
+        table.add_row(check.name, shorten(check.expected), shorten(check.found), mark)
+    return table
+
+
+def fields_table(title: str, rows: dict[str, Any]) -> Table:
+    """A two-column table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table

@@ -1,0 +1,55 @@
+"""``cloister predict``: verify the service, seal each input to it, show the answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cloister.cli.options import Json, ReferenceFile, SimulatedRoot, trusted_roots
+from cloister.cli.output import console, show_json
+from cloister.errors import ConfigError
+
+
+def predict(
+    url: Annotated[str, typer.Argument(help="Base URL of the service.")],
+    model: Annotated[str, typer.Argument(help="Model name, or NAME/VERSION.")],
+    inputs: Annotated[list[Path], typer.Argument(help="Files to send, one request each.")],
+    reference_values: ReferenceFile = None,
+    simulated_root: SimulatedRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Send each file as one sealed request; nothing is sent to a service that does not verify."""
+    from cloister.attest.appraisal import ReferenceValues
+    from cloister.client.session import Client
+
+    if reference_values is None:
+        raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")
+    missing = [str(path) for path in inputs if not path.is_file()]
+    if missing:
+        raise ConfigError(f"no such file: {', '.join(missing)}")
+    name, _, version = model.partition("/")
+    references = ReferenceValues.from_toml(reference_values)
+    answers: list[dict[str, Any]] = []
+    with Client(url, reference_values=references, roots=trusted_roots(simulated_root)) as client:
+        for path in inputs:
+            answer = client.predict(name, path, version=version or None)
+            answers.append({"input": str(path), "answer": _decoded(answer)})
+    if as_json:
+        show_json(answers)
+        return
+    table = Table(
+        "input", "answer", title=f"{model} at {url}, sealed to the attested key", title_justify="left"
+    )
+    for row in answers:
+        table.add_row(row["input"], str(row["answer"]))
+    console.print(table)
+
+
+def _decoded(answer: Any) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return answer.content.decode("utf-8", errors="replace")

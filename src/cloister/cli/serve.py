@@ -1,0 +1,74 @@
+"""``cloister serve | settings``: the operator's side."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cloister.cli.options import ConfigFile, Json
+from cloister.cli.output import console, fields_table, show_json
+from cloister.settings import Settings, load_settings, settings_digest
+
+
+def serve(
+    config: ConfigFile = None,
+    open_mode: Annotated[
+        bool, typer.Option("--open", help="Open mode: plain archives, plain HTTP, nothing is protected.")
+    ] = False,
+    model_store: Annotated[str | None, typer.Option(help="Folder of models.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", help="NAME or NAME=VERSION; repeat.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    https_port: Annotated[int | None, typer.Option(help="HTTPS port; 0 for none.")] = None,
+    http_port: Annotated[int | None, typer.Option(help="Plain HTTP port; 0 for none.")] = None,
+    broker: Annotated[str | None, typer.Option(help="Base URL of the key broker.")] = None,
+    broker_ca: Annotated[str | None, typer.Option(help="PEM certificate of the broker.")] = None,
+    trusted_signers: Annotated[str | None, typer.Option(help="File of accepted model signers.")] = None,
+    attester: Annotated[str | None, typer.Option(help="auto or simulated-tdx.")] = None,
+    simulated_platform: Annotated[str | None, typer.Option(help="Folder of a simulated platform.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+) -> None:
+    """Serve models: sealed ones inside a TEE, or with --open plain ones on any machine."""
+    from cloister.serve.server import run_server
+
+    run_server(
+        effective_settings(
+            config,
+            {
+                "serve.mode": "open" if open_mode else None,
+                "serve.model_store": model_store,
+                "serve.models": model or None,
+                "serve.host": host,
+                "serve.https_port": https_port,
+                "serve.http_port": http_port,
+                "serve.broker": broker,
+                "serve.broker_ca": broker_ca,
+                "serve.trusted_signers": trusted_signers,
+                "serve.log_level": log_level,
+                "attest.attester": attester,
+                "attest.simulated_platform": simulated_platform,
+            },
+        )
+    )
+
+
+def show_settings(config: ConfigFile = None, as_json: Json = False) -> None:
+    """Show the effective settings, and the digest that a server with them proves as mr_config_id."""
+    import msgspec
+
+    settings = effective_settings(config, {})
+    document = msgspec.to_builtins(settings)
+    digest = settings_digest(settings).hex()
+    if as_json:
+        show_json({**document, "digest": digest})
+        return
+    for section, values in document.items():
+        console.print(fields_table(f"[{section}]", values))
+    console.print(f"digest of [serve] and [attest] (mr_config_id): {digest}")
+
+
+def effective_settings(config: Path | None, flags: dict[str, object]) -> Settings:
+    """Settings from flags, this process's environment and a file."""
+    return load_settings(config, os.environ, flags)

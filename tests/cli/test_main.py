@@ -1,0 +1,110 @@
+"""The command line: exit codes, one-line errors, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloister import __version__
+
+
+def cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one real command line."""
+    words = [sys.executable, "-m", "cloister", *(str(argument) for argument in arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, cwd=cwd)
+
+
+def test_version() -> None:
+    """The version is printed on one line."""
+    done = cloister("--version")
+    assert (done.returncode, done.stdout) == (0, f"cloister {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["", "seal", "serve", "keys serve", "verify", "predict", "simulate init"])
+def test_help_answers(command: str) -> None:
+    """Every command explains itself."""
+    done = cloister(*command.split(), "--help")
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    """A wrong word ends with 2 and a proposal."""
+    done = cloister("sael")
+    assert done.returncode == 2
+    assert "seal" in done.stderr
+
+
+def test_missing_settings_file_is_one_line(tmp_path: Path) -> None:
+    """An error is one line that says what is wrong, and no traceback."""
+    done = cloister("serve", "-c", tmp_path / "absent.toml")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "absent.toml" in done.stderr
+
+
+def test_verify_without_reference_values_is_refused() -> None:
+    """Nothing is acceptable by default."""
+    done = cloister("verify", "https://127.0.0.1:9")
+    assert done.returncode == 2
+    assert "reference values" in done.stderr
+
+
+def test_unreachable_service_exits_with_five(tmp_path: Path) -> None:
+    """A service that is not there is a transport error."""
+    references = tmp_path / "reference.toml"
+    references.write_text('[tdx]\nmr_td = ["' + "ab" * 48 + '"]\n')
+    done = cloister("verify", "https://127.0.0.1:9", "-r", references)
+    assert done.returncode == 5, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_show_the_digest() -> None:
+    """The digest that a server proves can be read before it starts."""
+    document = json.loads(cloister("settings", "--json").stdout)
+    assert len(bytes.fromhex(document["digest"])) == 48
+    assert document["serve"]["mode"] == "protected"
+
+
+def test_simulated_platform_and_its_measurements(tmp_path: Path) -> None:
+    """`simulate init` makes a platform, `simulate measure` reference values that parse."""
+    from cloister.attest import ReferenceValues
+
+    assert cloister("simulate", "init", tmp_path / "platform").returncode == 0
+    assert (tmp_path / "platform" / "root.pem").exists()
+    text = cloister("simulate", "measure").stdout
+    (tmp_path / "reference.toml").write_text(text)
+    ReferenceValues.from_toml(tmp_path / "reference.toml")
+    assert json.loads(cloister("simulate", "measure", "--json").stdout)["mr_td"] in text
+
+
+def test_inspect_a_file_that_is_no_container(tmp_path: Path) -> None:
+    """Malformed input ends with 4."""
+    (tmp_path / "x.sealed").write_bytes(b"not a container")
+    done = cloister("inspect", tmp_path / "x.sealed")
+    assert done.returncode == 4
+    assert "Traceback" not in done.stderr
+
+
+def test_archive_makes_a_torchserve_archive(tmp_path: Path) -> None:
+    """`cloister archive` writes a manifest that names handler and model."""
+    import zipfile
+
+    (tmp_path / "handler.py").write_text("def handle(data, context):\n    return ['ok']\n")
+    out = tmp_path / "m.mar"
+    done = cloister("archive", "--name", "m", "--handler", tmp_path / "handler.py", "-o", out, "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(zipfile.ZipFile(out).read("MAR-INF/MANIFEST.json"))
+    assert manifest["model"]["modelName"] == "m"
+
+
+def test_demo_leaves_foreign_folders_alone(tmp_path: Path) -> None:
+    """A folder that is no earlier demo's is never emptied."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = cloister("demo", "--folder", tmp_path)
+    assert done.returncode == 2
+    assert (tmp_path / "thesis.tex").exists()
