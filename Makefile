@@ -58,7 +58,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy tests/typing
+	$(BIN)/mypy tests/typecheck
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix

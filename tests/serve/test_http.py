@@ -21,7 +21,7 @@ from cloister.serve.http import paths
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import parse_nonce
-from cloister.serve.http.gateway import GatewayEndpoint
+from cloister.serve.http.gateway import KEY_PROBLEM, GatewayEndpoint
 from cloister.serve.http.messages import Request, Response
 from cloister.serve.http.predictions import render_answer
 from cloister.serve.registry import Registry
@@ -190,25 +190,25 @@ def test_sealed_errors_stay_sealed() -> None:
 def test_replayed_capsule() -> None:
     """The same sealed request is not answered twice."""
     responses, _ = sealed_exchange(inner_request(b"/ping"), times=2)
-    assert [response.status for response in responses] == [200, 400]
+    assert [response.status for response in responses] == [200, 409]
 
 
 @pytest.mark.parametrize(
     ("content", "kind", "status", "problem"),
     [
         (b"x", b"text/plain", 415, "about:blank"),
-        (b"", b"message/ohttp-req", 400, "about:blank"),
-        (bytes(100), b"message/ohttp-req", 400, None),
+        (b"", b"message/ohttp-req", 400, KEY_PROBLEM),
+        (bytes(100), b"message/ohttp-req", 400, KEY_PROBLEM),
     ],
 )
-def test_gateway_problems(content: bytes, kind: bytes, status: int, problem: str | None) -> None:
+def test_gateway_problems(content: bytes, kind: bytes, status: int, problem: str) -> None:
     """What cannot be opened is a problem document in the clear."""
     endpoint = GatewayEndpoint(Gateway.generate(), make_api().handle_sealed)
     request = Request("POST", paths.GATEWAY, b"", [(b"content-type", kind)], content)
     response = asyncio.run(endpoint.answer(request))
     assert response.status == status
     assert response.headers[0] == (b"content-type", b"application/problem+json")
-    assert problem is None or json.loads(response.content)["type"] == problem
+    assert json.loads(response.content)["type"] == problem
 
 
 def test_gateway_keys() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich._export_format import CONSOLE_SVG_FORMAT
+from rich.console import Console
 
 from cloister.cli.output import console
 
@@ -18,6 +21,7 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where containers, logs and databases go.")] = Path("demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Leave broker and server running.")] = False,
     canary: Annotated[str, typer.Option(help="Seed of the canaries; random if empty.", hidden=True)] = "",
+    record: Annotated[Path | None, typer.Option(help="Also save the terminal as SVG.", hidden=True)] = None,
 ) -> None:
     """Train, seal, unlock, ask, refuse, prove: the whole story in under a minute."""
     from cloister.cli.walkthrough.canary import Markers
@@ -25,8 +29,13 @@ def demo(
     from cloister.cli.walkthrough.story import tell
 
     began = time.monotonic()
+    terminal = (
+        Console(record=True, width=100, highlight=False, color_system="truecolor") if record else console
+    )
     stage = Stage.create(folder)
-    narrator = tell(stage, Markers.from_seed(canary) if canary else Markers.generate(), console)
+    narrator = tell(stage, Markers.from_seed(canary) if canary else Markers.generate(), terminal)
+    if record:
+        _save_svg(terminal, record)
     if keep:
         _show_what_to_try(narrator)
         return
@@ -34,6 +43,12 @@ def demo(
     console.print(
         f"\n[bold green]done[/bold green] in {time.monotonic() - began:.0f} s; all processes stopped"
     )
+
+
+def _save_svg(terminal: Console, target: Path) -> None:
+    """Save what was shown, with fonts of the reader's machine only."""
+    plain = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    terminal.save_svg(str(target), title="make demo", code_format=plain)
 
 
 def _show_what_to_try(narrator: Narrator) -> None:

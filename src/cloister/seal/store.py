@@ -116,7 +116,7 @@ class ModelStore:
         highest = self._sequences().get(name, -1)
         if entry.header.sequence < highest:
             raise RollbackRefused(
-                f"{name}: sequence {highest} was here, and {entry.header.sequence} is the highest that is left"
+                f"{name}: sequence {highest} was here, the highest left is {entry.header.sequence}"
             )
         return entry
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cloister.attest.model import Attester
 from cloister.crypto.keys import SecretKey
-from cloister.errors import ConfigError, ModelNotFound
+from cloister.errors import BadCiphertext, ConfigError, ModelNotFound
 from cloister.kbs.client import BrokerClient
 from cloister.seal.reader import open_sealed
 from cloister.seal.signing import TrustedSigners
@@ -48,7 +48,8 @@ def unlock_models(settings: ServeSettings, wanted: Sequence[Wanted], attester: A
     with BrokerClient(settings.broker, attester=attester, ca=ca) as broker:
         try:
             for entry in entries:
-                key = SecretKey(broker.get_resource(entry.header.key))
+                uri = f"{entry.header.key}?version={entry.header.key_version}"
+                key = SecretKey(broker.get_resource(uri))
                 sources.append(_decrypt(entry, key, trusted))
                 log.info("model unlocked", model=entry.header.name, version=entry.header.version)
         except BaseException:
@@ -79,6 +80,13 @@ def _pick_entries(
 
 
 def _decrypt(entry: StoreEntry, key: SecretKey, trusted: TrustedSigners) -> ModelSource:
+    try:
+        return _fill(entry, key, trusted)
+    except BadCiphertext as error:
+        raise BadCiphertext(f"container {entry.path.name} of {entry.header.name}: {error.message}") from error
+
+
+def _fill(entry: StoreEntry, key: SecretKey, trusted: TrustedSigners) -> ModelSource:
     with open_sealed(entry.path, key=key, trusted=trusted) as sealed:
         header = sealed.header
         if header.kind != KIND:

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 from rich.text import Text
 
@@ -36,16 +37,20 @@ class Narrator:
         self.console.print(Rule(f"[bold]{self._step}. {title}[/bold]", align="left", style="cyan"))
         self.console.print(text, style="dim")
 
+    def say(self, text: str) -> None:
+        """One line, which a terminal may wrap but never cuts, so that commands can be copied."""
+        self.console.print(text, soft_wrap=not self.console.record)
+
     def done(self, text: str) -> None:
         """Something came out as it should."""
-        self.console.print(f"  [green]✓[/green] {text}", soft_wrap=True)
+        self.say(f"  [green]✓[/green] {text}")
 
     def show(self, arguments: list[str]) -> None:
         """Show a command as a person would type it."""
         line = "cloister " + " ".join(arguments[3:])
         line = line.replace(str(self.stage.folder), self.stage.folder.name)
         line = line.replace(str(self.stage.plaintext), "(memory)")
-        self.console.print(f"  $ {line}", style="blue", soft_wrap=True)
+        self.say(f"[blue]  $ {escape(line)}[/blue]")
 
     def start(self, name: str, arguments: list[str], ready_url: str) -> None:
         """Start a process in the background and wait until it answers."""
@@ -67,7 +72,7 @@ class Narrator:
         self.show([*visible, f"({instead})"] if instead else visible)
         environment = clean_environment()
         environment["COLUMNS"] = str(self.console.width)
-        if shown and self.console.is_terminal:
+        if shown and self.console.color_system is not None:
             environment["FORCE_COLOR"] = "1"
         with self.console.status(f"  {name}"):
             finished = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import httpx
+from rich.markup import escape
 
 from cloister.cli.walkthrough.narrator import DemoFailed, Narrator
 from cloister.cli.walkthrough.processes import command, run_to_end
@@ -67,5 +68,5 @@ def _predictions(url: str) -> float:
 def _tell(narrator: Narrator, what: str, code: int, reason: str) -> None:
     if code != VerificationError.exit_code:
         raise DemoFailed(f"{what} was not refused (exit code {code}): {reason}")
-    narrator.console.print(f"  [bold]{what}[/bold]")
-    narrator.console.print(f"    {reason}", style="red", markup=False, soft_wrap=True)
+    narrator.say(f"  [bold]{what}[/bold]")
+    narrator.say(f"    [red]{escape(reason)}[/red]")

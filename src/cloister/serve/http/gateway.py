@@ -51,14 +51,13 @@ class GatewayEndpoint:
             return _problem(415, "about:blank", "expected content type message/ohttp-req")
         try:
             opened, sealer = self._gateway.open(request.content)
-        except UnknownKeyConfig:
-            return _problem(400, KEY_PROBLEM, "key identifier or suite not in use: fetch the keys again")
+        except (UnknownKeyConfig, BadCiphertext, MalformedInput):
+            # One answer for all of them: a stale caller verifies again, an attacker learns nothing.
+            return _problem(400, KEY_PROBLEM, "cannot be opened with a key in use: fetch the keys again")
         except Replayed:
-            return _problem(400, "about:blank", "this sealed request was received before")
+            return _problem(409, "about:blank", "this sealed request was received before")
         except Overloaded as error:
             return render_failure(error)
-        except (BadCiphertext, MalformedInput):
-            return _problem(400, "about:blank", "the sealed request cannot be opened")
         inner = await self._answer_inner(opened)
         sealed = sealer.seal(bhttp.render_response(_sealable(inner)))
         return Response(200, [(b"content-type", RESPONSE_TYPE), _NO_STORE], sealed)
