@@ -70,6 +70,7 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_seal.py
 	$(BIN)/python benchmarks/bench_ohttp.py
+	$(BIN)/python benchmarks/bench_attest.py
 
 clean:
 	rm -rf $(VENV) site build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis
