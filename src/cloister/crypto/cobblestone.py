@@ -28,7 +28,7 @@ import io
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from cryptography.cobblestone import Cobblestone256Decryptor, Cobblestone256Encryptor
 from cryptography.exceptions import InvalidTag
@@ -228,6 +228,7 @@ class CobblestoneReader(io.RawIOBase):
                 if not self._decrypt_in_order(index, piece, target):
                     self._decrypt_anywhere(index, piece, target)
             done += chunks
+            del piece  # unmaps a window of a file before the next one is mapped
 
     def _decrypt_in_order(self, first: int, sealed: memoryview, out: memoryview) -> bool:
         """Let the library's own decryptor, a tenth faster than calls from here, do reads from the start.
@@ -248,7 +249,8 @@ class CobblestoneReader(io.RawIOBase):
     def _decrypt_anywhere(self, first: int, sealed: memoryview, out: memoryview) -> None:
         for start in range(0, len(out) // CHUNK_BYTES, _BATCH_CHUNKS):
             batch = range(start, min(start + _BATCH_CHUNKS, len(out) // CHUNK_BYTES))
-            # One C-level loop: the interpreter's part of each call is what a second core cannot take over.
+            # A C-level loop on one thread. More threads are slower: each chunk takes Python's lock twice, and
+            # waking a thread that waits for it takes longer than decrypting the chunk.
             calls = map(
                 self._aead.decrypt_into,
                 [self._nonce(first + i) for i in batch],
@@ -265,6 +267,14 @@ class CobblestoneReader(io.RawIOBase):
         return (self._base_nonce ^ index).to_bytes(NONCE_BYTES, "big")
 
 
+class Writable(Protocol):
+    """What a CobblestoneWriter needs of its target: ``write`` takes all that it is given."""
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Take all of ``data``."""
+        ...
+
+
 class CobblestoneWriter:
     """Encrypts one message into a binary file as it comes in.
 
@@ -272,12 +282,12 @@ class CobblestoneWriter:
     then what was written is truncated, and no reader accepts it.
 
     Args:
-        target: open for binary writing; the caller keeps it open.
+        target: a buffered binary file, for example; the caller keeps it open.
         key: 32-byte input key.
         context: what the message is bound to; the reader must give the same.
     """
 
-    def __init__(self, target: BinaryIO, *, key: bytes, context: bytes) -> None:
+    def __init__(self, target: Writable, *, key: bytes, context: bytes) -> None:
         self._target = target
         self._encryptor = Cobblestone256Encryptor(key, context)
         self._slab = memoryview(bytearray(ciphertext_bytes(_WRITE_SLAB_BYTES + CHUNK_BYTES)))

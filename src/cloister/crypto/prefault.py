@@ -18,7 +18,7 @@ from collections.abc import Iterator
 SMALLEST_BYTES = 32 << 20
 """Below this size a thread costs more than it saves."""
 
-_STEP_BYTES = 32 << 20
+_STEP_BYTES = 8 << 20
 _MADV_HUGEPAGE = 14
 _MADV_POPULATE_WRITE = 23
 _SAMPLES = 16

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAP_FROM_BYTES = 4 << 20
 """Reads at least this long are mapped where a lease allows it."""
 
-_WINDOW_BYTES = 16 << 20
+_WINDOW_BYTES = 64 << 20
 _SLAB_BYTES = 128 << 10
 """Small enough to stay in a core's own cache until it is decrypted."""
 

@@ -22,7 +22,7 @@ from cloister.errors import CloisterError, ConfigError, MalformedInput, ModelNot
 from cloister.seal.container import SealedHeader, read_header
 from cloister.seal.reader import container_digest
 from cloister.seal.signing import TrustedSigners
-from cloister.seal.writer import replacing
+from cloister.seal.writer import BLOCK_BYTES, replacing
 
 SUFFIX = ".sealed"
 _RECORD = "sequences.json"
@@ -74,7 +74,7 @@ class ModelStore:
             with _io_errors(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with container.open("rb") as source, replacing(target, mode=0o644) as copy:
-                    shutil.copyfileobj(source, copy, 1 << 20)
+                    shutil.copyfileobj(source, copy, BLOCK_BYTES)
                     # The copy counts, not the original, which could have been changed in between.
                     if read_header(copy, self._trusted).header != header:
                         raise MalformedInput(f"{container} changed while it was added", hint="add it again")
