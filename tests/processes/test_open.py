@@ -131,6 +131,13 @@ def test_versions_and_listing(server: Server) -> None:
     ]
 
 
+def test_put_is_taken_as_post(server: Server) -> None:
+    """``curl -T``, which TorchServe's guides use, sends PUT."""
+    headers = {"content-type": "text/plain"}
+    answer = httpx.put(f"{server.url}/predictions/own/1.0", content=b"same", headers=headers)
+    assert (answer.status_code, answer.text) == (200, "same")
+
+
 def test_ping_and_metrics(server: Server) -> None:
     """Health and metrics answer; metrics count requests by model and class."""
     ask(server, "hi")

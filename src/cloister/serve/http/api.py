@@ -97,8 +97,8 @@ class Api:
         name, _, version = request.path.removeprefix(paths.PREDICTIONS).partition("/")
         if not name or "/" in version:
             return not_found()
-        if request.method != "POST":
-            return method_not_allowed("POST")
+        if request.method not in ("POST", "PUT"):  # PUT is what `curl -T` sends, as TorchServe's guides say
+            return method_not_allowed("POST", "PUT")
         if len(request.content) > self._max_request_bytes:
             raise RequestTooLarge(f"request body is over {self._max_request_bytes} bytes")
         return await self._predictions.answer(request, name, version or None)
