@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -89,6 +89,8 @@ class OneWord:
     known: tuple[str, ...] = ()
     default: tuple[str, ...] | None = None
     fold_case: bool = False
+    explain: Getter | None = None
+    """More words on what was found, for people; may be empty."""
 
     @property
     def meaning(self) -> str:
@@ -106,7 +108,11 @@ class OneWord:
     def check(self, claims: Claims, value: Any, now: datetime) -> Check | None:
         if value is None:
             value = self.default
-        return None if value is None else _membership(self.name, self.get(claims), value)
+        if value is None:
+            return None
+        check = _membership(self.name, self.get(claims), value)
+        more = "" if self.explain is None else self.explain(claims)
+        return replace(check, found=f"{check.found} ({more})") if more else check
 
 
 @dataclass(frozen=True, slots=True)

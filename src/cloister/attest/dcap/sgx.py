@@ -41,6 +41,8 @@ class SgxClaims(Claims):
     isv_prod_id: int
     isv_svn: int
     fmspc: str
+    tcb_shortfall: tuple[str, ...]
+    """What a platform that is not up to date lacks: ``TDX module SVN 6, needs 11``."""
     tcb_evaluation_data_number: int
     """Of TCB info; Intel raises it with each round of advisories."""
     qe_evaluation_data_number: int
@@ -81,6 +83,7 @@ def verify_sgx(
         isv_prod_id=isv_prod_id,
         isv_svn=isv_svn,
         fmspc=verified.chain.extension.fmspc.hex(),
+        tcb_shortfall=verified.shortfall,
         tcb_evaluation_data_number=verified.collateral.tcb_evaluation_data_number,
         qe_evaluation_data_number=verified.collateral.qe_evaluation_data_number,
         collateral_issued=render_time(verified.collateral.issued),
@@ -102,6 +105,7 @@ RULES: tuple[Rule, ...] = (
         lambda claims: claims.tcb_status,
         known=TCB_STATUSES,
         default=("UpToDate",),
+        explain=lambda claims: "; ".join(claims.tcb_shortfall),
     ),
     Subset(
         "allowed_advisory_ids",

@@ -54,6 +54,8 @@ class TdxClaims(Claims):
     mr_service_td: bytes
     """Zero for TD 1.0, which has no such field."""
     fmspc: str
+    tcb_shortfall: tuple[str, ...]
+    """What a platform that is not up to date lacks: ``TDX module SVN 6, needs 11``."""
     tcb_evaluation_data_number: int
     """Of TCB info; Intel raises it with each round of advisories."""
     qe_evaluation_data_number: int
@@ -106,6 +108,7 @@ def verify_tdx(
         tee_tcb_svn2=body[584:600] or body[:16],
         mr_service_td=body[600:648] or bytes(REGISTER_BYTES),
         fmspc=verified.chain.extension.fmspc.hex(),
+        tcb_shortfall=verified.shortfall,
         tcb_evaluation_data_number=verified.collateral.tcb_evaluation_data_number,
         qe_evaluation_data_number=verified.collateral.qe_evaluation_data_number,
         collateral_issued=render_time(verified.collateral.issued),
@@ -150,6 +153,7 @@ RULES: tuple[Rule, ...] = (
         lambda claims: claims.tcb_status,
         known=TCB_STATUSES,
         default=("UpToDate",),
+        explain=lambda claims: "; ".join(claims.tcb_shortfall),
     ),
     Subset(
         "allowed_advisory_ids",

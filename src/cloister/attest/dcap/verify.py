@@ -48,6 +48,7 @@ from cloister.attest.dcap.ecdsa import key_from_raw, key_of, verify_raw
 from cloister.attest.dcap.endorsements import DcapEndorsements
 from cloister.attest.dcap.quote import Quote, parse_quote
 from cloister.attest.dcap.roots import intel_roots, is_intel_root
+from cloister.attest.dcap.shortfall import describe_shortfall
 from cloister.attest.dcap.tcb import TcbLevel, TdxModule, evaluate_tcb
 from cloister.attest.model import Endorsements
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, VerificationError
@@ -68,6 +69,19 @@ class VerifiedQuote:
     def simulated(self) -> bool:
         """Whether the chain ends in another root than Intel's."""
         return not is_intel_root(self.chain.root)
+
+    @property
+    def shortfall(self) -> tuple[str, ...]:
+        """What a platform that is not up to date lacks, in words; empty for one that is."""
+        if self.level.status == "UpToDate":
+            return ()
+        return describe_shortfall(
+            self.collateral.tcb_info,
+            self.collateral.qe_identity,
+            self.chain.extension,
+            self.quote.qe_report,
+            _module_of(self.quote),
+        )
 
 
 def verify_quote(
