@@ -6,6 +6,7 @@
 #   make lint         ruff and mypy --strict
 #   make docs         build the documentation into site/, offline
 #   make bench        the benchmarks behind docs/performance.md
+#   make fuzz         every parser under a fuzzer for FUZZ_SECONDS each (900)
 #
 # Needs Linux, Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv), and make.
 # PyTorch is pinned: on a machine without a GPU, point pip at a CPU build to avoid the CUDA packages.
@@ -16,11 +17,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test test-all lint format docs bench clean help
+.PHONY: demo test test-all lint format docs bench fuzz clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -71,6 +72,18 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_seal.py
 	$(BIN)/python benchmarks/bench_ohttp.py
 	$(BIN)/python benchmarks/bench_attest.py
+
+# A finding is written to fuzz/findings; a hang over 1 s or 100 MiB of growth is one too.
+FUZZ_SECONDS ?= 900
+fuzz: $(VENV)/.dev
+	@$(PIP) -e '.[fuzz]'
+	@mkdir -p fuzz/findings
+	@for target in fuzz/fuzz_*.py; do \
+	  name=$$(basename $$target .py); mkdir -p fuzz/corpus/$$name; echo "== $$name"; \
+	  $(BIN)/python $$target fuzz/corpus/$$name -max_total_time=$(FUZZ_SECONDS) -timeout=1 \
+	    -rss_limit_mb=1024 -malloc_limit_mb=100 -artifact_prefix=fuzz/findings/$$name- \
+	    -print_final_stats=1 -verbosity=0 || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) site build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ def test_naive_time() -> None:
         verify_evidence("tdx", b"", None, datetime(2026, 1, 1))
 
 
-@pytest.mark.parametrize("scheme", list(SCHEMES))
+@pytest.mark.parametrize("scheme", ["tdx", "sgx"])
 def test_vendor_roots_are_pinned(scheme: str) -> None:
     """Intel's root is the one with the pinned key."""
     assert all(is_intel_root(root) for root in vendor_roots(scheme))

@@ -8,14 +8,26 @@ from typing import Any
 
 from cryptography import x509
 
+from cloister.attest.azure import snp as azure_snp
+from cloister.attest.azure import tdx as azure_tdx
 from cloister.attest.dcap import sgx, tdx
 from cloister.attest.model import Claims, Endorsements
+from cloister.attest.nitro import verify as nitro
+from cloister.attest.nvidia import verify as nvidia
 from cloister.attest.scheme import Scheme
+from cloister.attest.snp import claims as snp
+from cloister.attest.tpm import verify as tpm
 from cloister.errors import ConfigError, MalformedInput
 
 SCHEMES: dict[str, Scheme] = {
     "tdx": tdx.SCHEME,
     "sgx": sgx.SCHEME,
+    "sev-snp": snp.SCHEME,
+    "nitro": nitro.SCHEME,
+    "nvidia": nvidia.SCHEME,
+    "tpm": tpm.SCHEME,
+    "az-snp-vtpm": azure_snp.SCHEME,
+    "az-tdx-vtpm": azure_tdx.SCHEME,
 }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 from cryptography import x509
 
@@ -12,6 +13,7 @@ from cloister.attest.dcap.endorsements import DcapEndorsements
 from cloister.attest.dcap.quote import TEE_TYPE_TDX
 from cloister.attest.dcap.roots import intel_roots
 from cloister.attest.dcap.verify import render_time, verify_quote
+from cloister.attest.eventlog import attach_event_log
 from cloister.attest.model import Claims, Endorsements
 from cloister.attest.rules import AtLeast, EachAtLeast, NotOlderThan, OneOf, OneWord, Rule, Subset, Unless
 from cloister.attest.scheme import Scheme
@@ -62,6 +64,8 @@ class TdxClaims(Claims):
     """Of QE identity."""
     collateral_issued: str
     collateral_expires: str
+    events: tuple[Mapping[str, Any], ...] | None = None
+    """What extended the RTMRs, replayed by ``attach_events``; None without an event log."""
 
     def attribute(self, bit: int) -> bool:
         """One bit of ``td_attributes``."""
@@ -114,6 +118,27 @@ def verify_tdx(
         collateral_issued=render_time(verified.collateral.issued),
         collateral_expires=render_time(verified.collateral.expires),
     )
+
+
+def attach_events(claims: TdxClaims, ccel: bytes, *, registers: Collection[int] = range(4)) -> TdxClaims:
+    """Establish that ``ccel`` is this trust domain's event log; the claims with its events.
+
+    Args:
+        ccel: the ACPI table's log area (TCG2, crypto-agile, SHA-384).
+        registers: numbers of the RTMRs that the log must account for. Leave one out that is extended without
+            being logged; its events are left out too.
+    Raises:
+        BindingMismatch: the log does not replay to the RTMRs in the quote.
+        MalformedInput: not such a log.
+    """
+    attached = attach_event_log(claims, ccel, registers=registers)
+    return replace(claims, events=tuple(event.to_mapping() for event in attached.events))
+
+
+def _event_digests(claims: TdxClaims) -> tuple[str, ...]:
+    if claims.events is None:
+        return ("no event log",)
+    return tuple(str(event["digest"]) for event in claims.events)
 
 
 def _register(name: str, about: str, *, required: bool = False) -> OneOf:
@@ -182,6 +207,11 @@ RULES: tuple[Rule, ...] = (
         "families of platforms (FMSPC, hexadecimal) that may be used",
         lambda claims: claims.fmspc,
         fold_case=True,
+    ),
+    Subset(
+        "allowed_event_digests",
+        "SHA-384 digests of the events that may have extended the RTMRs; denied without an event log",
+        _event_digests,
     ),
     Unless("allow_debug", "the host reads a debug TD's memory", lambda claims: claims.debug, "debug"),
     Unless(

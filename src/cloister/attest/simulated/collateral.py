@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,7 +22,9 @@ TEE_TCB_SVN = bytes([3, 1, 2]) + bytes(13)
 """TDX module version 1 (identity ``TDX_01``) with SVN 3."""
 QE_MR_SIGNER = hashlib.sha256(b"simulated quoting enclave: signer").digest()
 QE_ATTRIBUTES = bytes.fromhex("1100000000000000e700000000000000")
-QE_ISV_PROD_ID = 2
+Tee = Literal["TDX", "SGX"]
+QE_IDS: dict[Tee, str] = {"TDX": "TD_QE", "SGX": "QE"}
+QE_ISV_PROD_IDS: dict[Tee, int] = {"TDX": 2, "SGX": 1}
 QE_ISV_SVN = 4
 _TCB_DATE = "2026-02-11T00:00:00Z"
 _OLD_TCB_DATE = "2023-08-09T00:00:00Z"
@@ -40,18 +42,19 @@ class CollateralIssuer:
     tcb: PlatformTcb
 
     def issue(
-        self, now: datetime, *, tcb_status: str = "UpToDate", revoke_pck: bool = False
+        self, now: datetime, *, tee: Tee = "TDX", tcb_status: str = "UpToDate", revoke_pck: bool = False
     ) -> DcapEndorsements:
         """Collateral that holds for one year from ``now``.
 
         Args:
+            tee: whose quotes it is for; TCB info and QE identity differ.
             tcb_status: what it says of this processor's TCB level.
             revoke_pck: whether the CRL lists this processor's certificate.
         """
         next_update = now + LIFETIME
         window = {"issueDate": _rfc3339(now), "nextUpdate": _rfc3339(next_update)}
-        tcb_info = _compact(self._tcb_info(window, tcb_status))
-        qe_identity = _compact(self._qe_identity(window))
+        tcb_info = _compact(self._tcb_info(window, tcb_status, tee))
+        qe_identity = _compact(self._qe_identity(window, tee))
         signer_chain = _pem(self.tcb_signing, self.root)
         revoked = (self.pck_serial,) if revoke_pck else ()
         return DcapEndorsements(
@@ -66,51 +69,40 @@ class CollateralIssuer:
             qe_identity_signature=raw_signature(self.tcb_signing.key, qe_identity.encode()),
         )
 
-    def _tcb_info(self, window: dict[str, str], tcb_status: str) -> dict[str, Any]:
-        own = self._level(self.tcb.cpu_svn, tcb_status, _TCB_DATE)
-        higher = self._level(bytes(min(svn + 1, 255) for svn in self.tcb.cpu_svn), "UpToDate", _TCB_DATE)
+    def _tcb_info(self, window: dict[str, str], tcb_status: str, tee: Tee) -> dict[str, Any]:
+        own = self._level(self.tcb.cpu_svn, tcb_status, _TCB_DATE, tee)
+        higher_svn = bytes(min(svn + 1, 255) for svn in self.tcb.cpu_svn)
+        higher = self._level(higher_svn, "UpToDate", _TCB_DATE, tee)
         levels = [own] if tcb_status == "UpToDate" else [higher, own]
         if tcb_status != "UpToDate":
             own["tcbDate"] = _OLD_TCB_DATE
             own["advisoryIDs"] = [_ADVISORY]
-        module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
         return {
-            "id": "TDX",
+            "id": tee,
             "version": 3,
             **window,
             "fmspc": self.tcb.fmspc.hex().upper(),
             "pceId": self.tcb.pce_id.hex().upper(),
             "tcbType": 0,
             "tcbEvaluationDataNumber": TCB_EVALUATION_DATA_NUMBER,
-            "tdxModule": module,
-            "tdxModuleIdentities": [
-                {
-                    "id": "TDX_01",
-                    **module,
-                    "tcbLevels": [
-                        {"tcb": {"isvsvn": TEE_TCB_SVN[0]}, "tcbDate": _TCB_DATE, "tcbStatus": "UpToDate"}
-                    ],
-                }
-            ],
+            **(_tdx_module() if tee == "TDX" else {}),
             "tcbLevels": levels,
         }
 
-    def _level(self, cpu_svn: bytes, status: str, date: str) -> dict[str, Any]:
-        return {
-            "tcb": {
-                "sgxtcbcomponents": [{"svn": svn} for svn in cpu_svn],
-                "pcesvn": self.tcb.pce_svn,
-                "tdxtcbcomponents": [{"svn": TEE_TCB_SVN[0]}, {"svn": 0}]
-                + [{"svn": svn} for svn in TEE_TCB_SVN[2:]],
-            },
-            "tcbDate": date,
-            "tcbStatus": status,
+    def _level(self, cpu_svn: bytes, status: str, date: str, tee: Tee) -> dict[str, Any]:
+        tcb: dict[str, Any] = {
+            "sgxtcbcomponents": [{"svn": svn} for svn in cpu_svn],
+            "pcesvn": self.tcb.pce_svn,
         }
+        if tee == "TDX":
+            module = [TEE_TCB_SVN[0], 0, *TEE_TCB_SVN[2:]]
+            tcb["tdxtcbcomponents"] = [{"svn": svn} for svn in module]
+        return {"tcb": tcb, "tcbDate": date, "tcbStatus": status}
 
     @staticmethod
-    def _qe_identity(window: dict[str, str]) -> dict[str, Any]:
+    def _qe_identity(window: dict[str, str], tee: Tee) -> dict[str, Any]:
         return {
-            "id": "TD_QE",
+            "id": QE_IDS[tee],
             "version": 2,
             **window,
             "tcbEvaluationDataNumber": TCB_EVALUATION_DATA_NUMBER,
@@ -119,9 +111,18 @@ class CollateralIssuer:
             "attributes": "11000000000000000000000000000000",
             "attributesMask": "FBFFFFFFFFFFFFFF0000000000000000",
             "mrsigner": QE_MR_SIGNER.hex().upper(),
-            "isvprodid": QE_ISV_PROD_ID,
+            "isvprodid": QE_ISV_PROD_IDS[tee],
             "tcbLevels": [{"tcb": {"isvsvn": QE_ISV_SVN}, "tcbDate": _TCB_DATE, "tcbStatus": "UpToDate"}],
         }
+
+
+def _tdx_module() -> dict[str, Any]:
+    module = {"mrsigner": "00" * 48, "attributes": "00" * 8, "attributesMask": "FF" * 8}
+    level = {"tcb": {"isvsvn": TEE_TCB_SVN[0]}, "tcbDate": _TCB_DATE, "tcbStatus": "UpToDate"}
+    return {
+        "tdxModule": module,
+        "tdxModuleIdentities": [{"id": "TDX_01", **module, "tcbLevels": [level]}],
+    }
 
 
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:

@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cloister.attest.dcap.endorsements import DcapEndorsements
 from cloister.attest.dcap.pck import parse_pck_extension
-from cloister.attest.simulated.collateral import CollateralIssuer
+from cloister.attest.simulated.collateral import CollateralIssuer, Tee
 from cloister.attest.simulated.pki import (
     Authority,
     PlatformTcb,
@@ -67,9 +67,7 @@ class SimulatedPlatform:
         self._root, self._platform_ca, self._tcb_signing, self._pck = root, platform_ca, tcb_signing, pck
         self._attestation_key = attestation_key
         self._stored = stored
-        chain = (pck.certificate, platform_ca.certificate, root.certificate)
-        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
-        self._signer = QuoteSigner(attestation_key, pck.key, pem)
+        self._signer = self.quote_signer("TDX")
 
     @classmethod
     def create(
@@ -155,6 +153,12 @@ class SimulatedPlatform:
         return self.issuer.issue(
             now.replace(microsecond=0), tcb_status=tcb_status or "UpToDate", revoke_pck=revoke_pck
         )
+
+    def quote_signer(self, tee: Tee) -> QuoteSigner:
+        """The quoting enclave of this platform for quotes of ``tee``."""
+        chain = (self._pck.certificate, self._platform_ca.certificate, self._root.certificate)
+        pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+        return QuoteSigner(self._attestation_key, self._pck.key, pem, tee=tee)
 
     @property
     def issuer(self) -> CollateralIssuer:

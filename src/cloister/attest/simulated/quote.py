@@ -1,4 +1,4 @@
-"""The bytes of a simulated TDX v4 quote: header and TD report are filled in, the rest is signed beforehand.
+"""The bytes of a simulated TDX v4 or SGX v3 quote: header and report are filled in, the rest is signed beforehand.
 
 The layout is that of ``cloister.attest.dcap.quote``.
 """
@@ -8,23 +8,28 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.attest.simulated.collateral import (
     QE_ATTRIBUTES,
-    QE_ISV_PROD_ID,
+    QE_ISV_PROD_IDS,
     QE_ISV_SVN,
     QE_MR_SIGNER,
     TEE_TCB_SVN,
+    Tee,
     raw_signature,
 )
 from cloister.errors import MalformedInput
 
-_HEADER = struct.pack(
-    "<HHIHH16s20s", 4, 2, 0x81, 0, 0, bytes.fromhex("939a7233f79c4ca9940a0db3957f0607"), bytes(20)
-)
+_INTEL = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+_PCE_SVN = 13
+_HEADERS: dict[Tee, bytes] = {
+    "TDX": struct.pack("<HHIHH16s20s", 4, 2, 0x81, 0, 0, _INTEL, bytes(20)),
+    "SGX": struct.pack("<HHIHH16s20s", 3, 2, 0x00, QE_ISV_SVN, _PCE_SVN, _INTEL, bytes(20)),
+}
 _MR_SEAM = hashlib.sha384(b"simulated TDX module").digest()
 _QE_AUTH_DATA = bytes(range(32))
 _XFAM = bytes.fromhex("e702e70000000000")
@@ -65,6 +70,14 @@ class TdReport:
         return b"".join((module, attributes.to_bytes(8, "little"), _XFAM, *registers, self.report_data))
 
 
+class Report(Protocol):
+    """The body of a quote."""
+
+    def to_bytes(self) -> bytes:
+        """Its bytes, all of its TEE's fixed length."""
+        ...
+
+
 class QuoteSigner:
     """A simulated quoting enclave: holds the attestation key, which the PCK key has certified once."""
 
@@ -73,9 +86,11 @@ class QuoteSigner:
         attestation_key: ec.EllipticCurvePrivateKey,
         pck_key: ec.EllipticCurvePrivateKey,
         pck_chain: bytes,
+        *,
+        tee: Tee = "TDX",
     ) -> None:
         public = attestation_key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)[1:]
-        qe_report = _qe_report(hashlib.sha256(public + _QE_AUTH_DATA).digest())
+        qe_report = _qe_report(hashlib.sha256(public + _QE_AUTH_DATA).digest(), QE_ISV_PROD_IDS[tee])
         certification = b"".join(
             (
                 qe_report,
@@ -86,17 +101,20 @@ class QuoteSigner:
                 pck_chain,
             )
         )
+        # Version 3 has the certification as it is, version 4 inside of certification data of type 6.
+        wrapper = struct.pack("<HI", 6, len(certification)) if tee == "TDX" else b""
         self._key = attestation_key
-        self._tail = public + struct.pack("<HI", 6, len(certification)) + certification
+        self._header = _HEADERS[tee]
+        self._tail = public + wrapper + certification
 
-    def sign(self, report: TdReport) -> bytes:
+    def sign(self, report: Report) -> bytes:
         """A complete quote over ``report``."""
-        signed = _HEADER + report.to_bytes()
+        signed = self._header + report.to_bytes()
         length = struct.pack("<I", 64 + len(self._tail))
         return signed + length + raw_signature(self._key, signed) + self._tail
 
 
-def _qe_report(report_data: bytes) -> bytes:
+def _qe_report(report_data: bytes, isv_prod_id: int) -> bytes:
     """SGX report body, 384 bytes.
 
     Source: Intel 64 SDM volume 3D, table 40-29 (REPORT structure).
@@ -111,7 +129,7 @@ def _qe_report(report_data: bytes) -> bytes:
         bytes(32),
         QE_MR_SIGNER,
         bytes(96),
-        QE_ISV_PROD_ID,
+        isv_prod_id,
         QE_ISV_SVN,
         bytes(60),
         report_data,
