@@ -33,7 +33,7 @@ UNREADABLE = (
     Warning,  # where the interpreter turns warnings into errors
 )
 """What ``cryptography`` raises for a certificate or CRL that it cannot read; they have no common root."""
-_SEQUENCE, _INTEGER, _EXPLICIT_0 = 0x30, 0x02, 0xA0
+_SEQUENCE, _INTEGER, _BIT_STRING, _EXPLICIT_0 = 0x30, 0x02, 0x03, 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +130,14 @@ def check_algorithm(der: bytes, signed_end: int, at: int, what: str) -> None:
     """Establish that the algorithm outside of what is signed is the one inside, at ``at``.
 
     Nothing protects the outer one, so it may not say anything else (RFC 5280, sections 4.1.1.2 and 5.1.1.2).
+    Nor does anything protect how many bits of the signature's last byte are unused: none may be.
     """
     inner = der[at : _header(der, at, _SEQUENCE)[1]]
-    if der[signed_end : _header(der, signed_end, _SEQUENCE)[1]] != inner:
+    outer_end = _header(der, signed_end, _SEQUENCE)[1]
+    if der[signed_end:outer_end] != inner:
         raise MalformedInput(f"{what} names two signature algorithms")
+    if der[_header(der, outer_end, _BIT_STRING)[0]]:
+        raise MalformedInput(f"{what} has a signature that is not of whole bytes")
 
 
 def check_crl_form(der: bytes) -> None:
