@@ -13,6 +13,8 @@ import msgspec
 import pytest
 import typer
 
+from cloister.attest.appraisal import describe
+from cloister.attest.verifier import SCHEMES
 from cloister.cli.main import app
 from cloister.settings import Settings
 
@@ -82,6 +84,14 @@ def test_every_setting_is_documented_with_its_default() -> None:
         for field in msgspec.structs.fields(section.type):
             default = "[]" if field.default == () else repr(field.default).replace("'", '"')
             assert f"| `{field.name}` | `{default}` |" in page, f"{section.name}.{field.name}"
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_reference_value_is_documented(scheme: str) -> None:
+    """The page of reference values has each field as the code describes it."""
+    page = (ROOT / "docs" / "reference-values.md").read_text()
+    for name, about, meaning in describe(scheme):
+        assert f"| `{name}` | {about} | {meaning} |" in page, f"[{scheme}] {name}"
 
 
 @pytest.mark.parametrize(("page", "text"), list(blocks("python")), ids=lambda value: str(value)[-20:])
