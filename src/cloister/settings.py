@@ -1,9 +1,9 @@
 """One frozen ``Settings``: command-line flag over environment over TOML file over default.
 
-The file has one table per section (``[serve]``, ``[keys]``, ``[attest]``). The environment spells a setting
-``CLOISTER_<SECTION>_<NAME>``. An unknown name is an error in each of the three places, so that a typing
-mistake cannot silently weaken a server. The effective settings of a protected server are part of what it
-proves: ``settings_digest`` goes into its evidence.
+The file has one table per section (``[serve]``, ``[keys]``, ``[cache]``, ``[attest]``, ``[collateral]``). The
+environment spells a setting ``CLOISTER_<SECTION>_<NAME>``. An unknown name is an error in each of the three
+places, so that a typing mistake cannot silently weaken a server. The effective settings of a protected server
+are part of what it proves: ``settings_digest`` goes into its evidence.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     trusted_signers: str = ""
     """File with one Ed25519 public key per line; protected mode loads only models that one of them signed."""
     broker: str = ""
-    """Base URL of the key broker."""
+    """Base URL of the key broker, or ``unix:/path`` of a key cache on this machine."""
     broker_ca: str = ""
     """PEM file with the certificate that the broker's TLS is checked against; empty means the system's."""
     tmpfs: str = "/dev/shm"  # noqa: S108  (owner-only folders are made inside it)
@@ -66,11 +66,16 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in ``folder``."""
     kek: str = ""
-    """KEK provider by URI scheme; empty means ``file:<folder>/kek``."""
+    """KEK provider: a URI of ``file:``, ``pkcs11:`` or ``vault:``; empty means ``file:<folder>/kek``."""
+    previous_keks: tuple[str, ...] = ()
+    """KEK providers that older records are still under, until ``cloister keys rotate --kek`` has moved them."""
     reference_values: str = ""
     """TOML file of the TEEs that may attest; without one every attestation is refused."""
     policy: str = ""
-    """Cedar file that decides each release; empty means the one that ships."""
+    """File that decides each release: Rego if its name ends in ``.rego``, else Cedar. Empty means what was
+    set by ``cloister keys policy set``, or the policy that ships."""
+    allow_sample: bool = False
+    """Take ``sample`` evidence, which proves nothing; its tier is always none. Never set it in production."""
     collateral: str = ""
     """JSON file of endorsements for evidence that does not bring its own."""
     simulated_root: str = ""
@@ -80,13 +85,100 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The key cache: a TEE that holds keys for the TEEs beside it, also while the broker is down."""
+
+    broker: str = ""
+    """URL of the key broker; several, separated by blanks, are asked in turn."""
+    broker_ca: str = ""
+    """PEM file with the certificate that the broker's TLS is checked against; empty means the system's."""
+    uris: tuple[str, ...] = ()
+    """The keys that it may hold, each ``kbs:///repository/type/tag``, or with ``?version=n`` only that one."""
+    socket: str = "/run/cloister/keys.sock"
+    """UNIX socket for processes of this machine; empty means none."""
+    allowed_uids: tuple[int, ...] = ()
+    """Users who may ask over the socket; empty means only the cache's own."""
+    host: str = "127.0.0.1"
+    port: int = 0
+    """HTTPS port for TEEs on other machines; 0 means none."""
+    tls: str = ""
+    """URI of a PEM with certificate and key for HTTPS, kept at the broker; empty makes one at each start."""
+    certificate: str = ""
+    """Where the public certificate of HTTPS is written; empty means nowhere."""
+    reference_values: str = ""
+    """TOML file of the TEEs that may attest to the cache; without one every attestation is refused."""
+    policy: str = ""
+    """Cedar file that decides each release over HTTPS; empty means the one that ships."""
+    collateral: str = ""
+    """JSON file of endorsements for evidence that does not bring its own."""
+    simulated_root: str = ""
+    """PEM root of a simulated platform to trust besides the vendors'. Never set it in production."""
+    lease_s: float = 3600.0
+    """How long a key is good after the broker released it; renewed when half of it is over."""
+    grace_s: float = 3600.0
+    """How much longer a key is served while the broker cannot be reached."""
+    broker_timeout_s: float = 3.0
+    """Longest wait for the broker; a caller without its key hears of a silent broker in about this time."""
+    require_locked_memory: bool = True
+    """Refuse keys when their memory cannot be locked against being swapped out."""
+    session_ttl_s: float = 300.0
+    token_ttl_s: float = 300.0
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class TorchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``cloister.torch``: where its keys come from, and whose models it believes."""
+
+    broker: str = ""
+    """Where keys are asked for: ``unix:/path`` of a key cache, or URLs of brokers or caches."""
+    broker_ca: str = ""
+    """PEM file with the certificate that their TLS is checked against; empty means the system's."""
+    trusted_signers: str = ""
+    """File with one Ed25519 public key per line; ``load`` takes only what one of them signed."""
+    signer: str = ""
+    """File of the Ed25519 key that ``save`` signs with; made on first use."""
+    admin_token: str = ""
+    """File of the admin token by which ``save`` registers a new key at the broker."""
+
+
 class AttestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where this machine's own evidence comes from."""
 
-    attester: Literal["auto", "simulated-tdx"] = "auto"
+    attester: Literal[
+        "auto", "configfs", "gramine", "coco", "vtpm", "simulated-tdx", "simulated-sgx", "simulated-sev-snp"
+    ] = "auto"
     """``auto`` takes the first hardware that is there and never a simulated one."""
     simulated_platform: str = ""
     """Folder of a simulated platform, made by ``cloister simulate init``."""
+
+
+class CollateralSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where a verifier obtains the vendors' endorsements of somebody else's evidence.
+
+    Not measured: whatever is obtained is signed by the vendor and verified under its pinned key, and how old
+    it may be is said by the reference values (``max_collateral_age_s``), which bind the verdict.
+    """
+
+    sources: tuple[Literal["bundle", "vendor", "evidence"], ...] = ()
+    """Where to look, in this order; empty means ``bundle``, ``vendor``, ``evidence``."""
+    bundle: str = ""
+    """File made by ``cloister collateral bundle``; empty means none."""
+    pcs_url: str = "https://api.trustedservices.intel.com"
+    """Intel's Provisioning Certification Service, or a caching one (PCCS)."""
+    root_crl_url: str = ""
+    """Where the CRL of Intel's root is; empty means Intel's own place with Intel's service, else the PCCS."""
+    tcb_update: Literal["standard", "early"] = "standard"
+    """``early``: TCB info that Intel has published and that becomes standard later."""
+    kds_url: str = "https://kdsintf.amd.com"
+    """AMD's Key Distribution Service, or a cache of it."""
+    ca: str = ""
+    """PEM file that the services' TLS is checked against; empty means the system's authorities."""
+    timeout_s: float = 20.0
+    """Longest time for one request."""
+    cache: str = ""
+    """Folder; empty means ``cloister/collateral`` below ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    max_age_s: float = 86400.0
+    """How long cached collateral is used before the vendor is asked again; 0 turns the cache off."""
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,7 +186,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     serve: ServeSettings = ServeSettings()
     keys: KeysSettings = KeysSettings()
+    cache: CacheSettings = CacheSettings()
+    torch: TorchSettings = TorchSettings()
     attest: AttestSettings = AttestSettings()
+    collateral: CollateralSettings = CollateralSettings()
 
 
 def load_settings(
@@ -189,6 +284,9 @@ def _known(name: str, known: Mapping[str, Any] | tuple[str, ...], what: str) -> 
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "serve": ServeSettings,
     "keys": KeysSettings,
+    "cache": CacheSettings,
+    "torch": TorchSettings,
     "attest": AttestSettings,
+    "collateral": CollateralSettings,
 }
-_LISTS = {"models"}
+_LISTS = {"models", "sources", "uris", "allowed_uids"}

@@ -289,7 +289,9 @@ def test_qe_report_data_must_end_in_zeros(
 ) -> None:
     """Bytes after the hash in the QE's report data are refused, though dcap-qvl takes them."""
     make_report = simulated_quote._qe_report
-    monkeypatch.setattr(simulated_quote, "_qe_report", lambda data: make_report(data + bytes(31) + b"\x01"))
+    monkeypatch.setattr(
+        simulated_quote, "_qe_report", lambda data, prod: make_report(data + bytes(31) + b"\x01", prod)
+    )
     other = SimulatedPlatform.create(tmp_path / "other", NOW)
     raw = other.quote(REPORT_DATA, mr_td=MR_TD)
     assert accepted_by_dcap_qvl(other, raw, other.endorsements(NOW))
@@ -364,10 +366,9 @@ def test_refusal_without_a_cause_stays_a_refusal(
 ) -> None:
     """What dcap-qvl refuses is refused, also where our own evaluation finds nothing wrong."""
 
-    class Refusing:
-        def verify_with_policy(self, *arguments: object) -> object:
-            raise ValueError("Verification failed: something new")
+    def refuse(*arguments: object) -> object:
+        raise ValueError("Verification failed: something new")
 
-    monkeypatch.setattr(verify_module, "_verifier", lambda root: Refusing())
+    monkeypatch.setattr(verify_module.dcap_qvl, "verify_with_root_ca", refuse)
     with pytest.raises(VerificationError, match="something new"):
         verify(platform, quote, endorsements)

@@ -19,9 +19,11 @@ from cloister.errors import BindingMismatch, MalformedInput
 REPORT_DATA_BYTES = 64
 
 
-def runtime_data_digest(runtime_data: Mapping[str, Any]) -> bytes:
+def runtime_data_digest(runtime_data: Mapping[str, Any], algorithm: str = "sha384") -> bytes:
     """SHA-384 (48 bytes) of ``runtime_data`` as canonical JSON.
 
+    Args:
+        algorithm: another hash, where a key broker asks for it: ``sha256`` or ``sha512``.
     Raises:
         MalformedInput: the data has no canonical JSON form (a float out of range, a lone surrogate, bytes).
     """
@@ -29,12 +31,12 @@ def runtime_data_digest(runtime_data: Mapping[str, Any]) -> bytes:
         canonical = rfc8785.dumps(dict(runtime_data))
     except (rfc8785.CanonicalizationError, ValueError, RecursionError) as error:
         raise MalformedInput(f"runtime data has no canonical JSON form: {type(error).__name__}") from error
-    return hashlib.sha384(canonical).digest()
+    return hashlib.new(algorithm, canonical).digest()
 
 
-def report_data_for(runtime_data: Mapping[str, Any]) -> bytes:
+def report_data_for(runtime_data: Mapping[str, Any], algorithm: str = "sha384") -> bytes:
     """The 64 bytes that Evidence over ``runtime_data`` must carry."""
-    return runtime_data_digest(runtime_data).ljust(REPORT_DATA_BYTES, b"\x00")
+    return runtime_data_digest(runtime_data, algorithm).ljust(REPORT_DATA_BYTES, b"\x00")
 
 
 def check_binding(claims: Claims, runtime_data: Mapping[str, Any]) -> None:
@@ -44,7 +46,8 @@ def check_binding(claims: Claims, runtime_data: Mapping[str, Any]) -> None:
         BindingMismatch: it speaks of something else.
     """
     expected = report_data_for(runtime_data)
-    if not hmac.compare_digest(claims.report_data, expected):
+    # A TPM's quote carries the bare digest; every other evidence has it padded already.
+    if not hmac.compare_digest(claims.report_data.ljust(REPORT_DATA_BYTES, b"\x00"), expected):
         raise BindingMismatch(
             f"evidence is bound to other data: report_data is {claims.report_data.hex()[:16]}…,"
             f" this runtime data needs {expected.hex()[:16]}…",

@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
 
+from cloister.attest.der import check_signature_form
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, StaleEvidence, UntrustedRoot
 
 Extension = TypeVar("Extension", bound=x509.ExtensionType)
@@ -105,6 +106,7 @@ def parse_certificate(der: bytes, what: str) -> x509.Certificate:
     Raises:
         MalformedInput: it cannot be read, or has another kind of key or signature.
     """
+    check_signature_form(der, f"certificate of {what}")
     try:
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()

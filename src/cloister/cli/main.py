@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloister import __version__
-from cloister.cli import demo, keys, predict, seal, serve, simulate, verify
+from cloister.cli import collateral, demo, evidence, keys, predict, seal, serve, simulate, verify
 from cloister.cli.output import show_error
 from cloister.errors import CloisterError
 
@@ -53,8 +53,10 @@ app.command("inspect")(seal.inspect)
 app.add_typer(keys.app, name="keys")
 app.command("serve")(serve.serve)
 app.command("settings")(serve.show_settings)
+app.command("evidence")(evidence.evidence)
 app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
+app.add_typer(collateral.app, name="collateral")
 app.add_typer(simulate.app, name="simulate")
 app.command("demo")(demo.demo)
 

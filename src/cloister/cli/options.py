@@ -49,6 +49,32 @@ def trusted_roots(simulated_root: Path | None) -> Sequence[x509.Certificate] | N
         raise ConfigError(f"cannot read the simulated root {simulated_root}: {error}") from error
 
 
+def unhex(text: str, what: str, limit: int) -> bytes:
+    """The bytes of a hexadecimal option; at least one and at most ``limit``."""
+    try:
+        raw = bytes.fromhex(text)
+    except ValueError as error:
+        raise ConfigError(f"{what} is not hexadecimal") from error
+    if not 0 < len(raw) <= limit:
+        raise ConfigError(f"{what} has {len(raw)} bytes, expected 1 to {limit}")
+    return raw
+
+
+def moment(text: str | None) -> datetime:
+    """An RFC 3339 time with its offset from UTC; None means now."""
+    if text is None:
+        return now()
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{text[:40]!r} is no RFC 3339 time", hint="such as 2026-06-01T12:00:00Z"
+        ) from error
+    if found.tzinfo is None:
+        raise ConfigError(f"{text[:40]!r} has no offset from UTC", hint="end it with Z for UTC")
+    return found
+
+
 def now() -> datetime:
     """The clock, read at the edge and handed inward."""
     return datetime.now(UTC)

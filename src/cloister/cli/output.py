@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cloister.attest.model import AttestationResult
+from cloister.attest.model import AttestationResult, Claims
 from cloister.errors import CloisterError
 
 console = Console(highlight=False, soft_wrap=False)
@@ -60,6 +60,19 @@ def verdict_table(result: AttestationResult, title: str) -> Table:
     for check in result.checks:
         mark = Text("yes", "green") if check.passed else Text("NO", "bold red")
         table.add_row(check.name, shorten(check.expected), shorten(check.found), mark)
+    return table
+
+
+def claims_table(claims: Claims, title: str) -> Table:
+    """What genuine evidence says, for people; nested claims are left to ``--json``."""
+    table = Table(title=title, title_justify="left", show_header=False, border_style="yellow")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in claims.to_mapping().items():
+        if isinstance(value, list):
+            value = ", ".join(map(str, value)) if all(isinstance(item, str) for item in value) else ""
+        if value not in (None, "") and not isinstance(value, dict):
+            table.add_row(name, str(value))
     return table
 
 

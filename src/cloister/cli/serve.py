@@ -26,7 +26,7 @@ def serve(
     broker: Annotated[str | None, typer.Option(help="Base URL of the key broker.")] = None,
     broker_ca: Annotated[str | None, typer.Option(help="PEM certificate of the broker.")] = None,
     trusted_signers: Annotated[str | None, typer.Option(help="File of accepted model signers.")] = None,
-    attester: Annotated[str | None, typer.Option(help="auto or simulated-tdx.")] = None,
+    attester: Annotated[str | None, typer.Option(help="auto, or one by name: see attest.attester.")] = None,
     simulated_platform: Annotated[str | None, typer.Option(help="Folder of a simulated platform.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
 ) -> None:

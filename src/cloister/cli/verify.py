@@ -1,57 +1,177 @@
-"""``cloister verify``: is this service genuine, and is it the one that I accept?"""
+"""``cloister verify``: is this genuine, and is it the one that I accept?"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli.options import Json, ReferenceFile, SimulatedRoot, trusted_roots
-from cloister.cli.output import console, fields_table, show_json, verdict_table
-from cloister.errors import ConfigError
+from cloister.cli.options import ConfigFile, Json, ReferenceFile, SimulatedRoot, moment, trusted_roots, unhex
+from cloister.cli.output import claims_table, console, errors, fields_table, show_json, verdict_table
+from cloister.errors import ConfigError, MalformedInput, VerificationError
 
 if TYPE_CHECKING:
+    from cloister.attest.appraisal import ReferenceValues
+    from cloister.attest.model import AttestationResult
     from cloister.attest.service import ServiceIdentity
+    from cloister.cli.verify_file import Verdict
+
+NOT_APPRAISED = "genuine, but NOT APPRAISED: nothing says that it is acceptable"
 
 
 def verify(
-    url: Annotated[str, typer.Argument(help="Base URL of the service, for example https://host:8443")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="URL of a service (https://host:8443), or a file: of `cloister evidence`, a service's"
+            " bundle, or with --scheme a vendor's own bytes."
+        ),
+    ],
     reference_values: ReferenceFile = None,
     simulated_root: SimulatedRoot = None,
+    verify_only: Annotated[
+        bool, typer.Option("--verify-only", help="Without reference values: is it genuine? Accepts nothing.")
+    ] = False,
+    nonce: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="File: the nonce that was asked with; a bundle needs it."),
+    ] = None,
+    report_data: Annotated[
+        str | None,
+        typer.Option(metavar="HEX", help="File: what it must bind, at most 64 bytes, zero-padded."),
+    ] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="File of vendor bytes: tdx, sgx, sev-snp, tpm, nitro, nvidia, ...")
+    ] = None,
+    endorsements: Annotated[
+        Path | None,
+        typer.Option(help="File: JSON of the vendor's collateral, not what the file brings."),
+    ] = None,
+    fetch: Annotated[
+        bool, typer.Option("--fetch", help="File: obtain endorsements as [collateral] of the settings says.")
+    ] = False,
+    at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="File: verify as of this RFC 3339 time, not now.")
+    ] = None,
+    config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
-    """Fetch evidence with a fresh nonce, verify it, appraise it, and show the verdict."""
-    from cloister.attest.appraisal import AppraisalDenied, ReferenceValues
+    """Verify evidence of a service or in a file, appraise it, and show the verdict."""
+    references = _references(reference_values, verify_only=verify_only)
+    roots = trusted_roots(simulated_root)
+    if target.startswith(("https://", "http://")):
+        if any((nonce, report_data, scheme, endorsements, fetch, at)):
+            raise ConfigError(
+                "--nonce, --report-data, --scheme, --endorsements, --fetch and --at are for files"
+            )
+        _verify_url(target, references, roots, verify_only=verify_only, as_json=as_json)
+        return
+    from cloister.cli.verify_file import FileOptions, verify_file
+
+    options = FileOptions(
+        nonce=None if nonce is None else unhex(nonce, "--nonce", 64),
+        report_data=None if report_data is None else unhex(report_data, "--report-data", 64),
+        scheme=scheme,
+        endorsements=endorsements,
+        fetch=fetch,
+        config=config,
+        now=moment(at),
+    )
+    try:
+        verdict = verify_file(Path(target), options, references, roots)
+    except (MalformedInput, VerificationError) as error:
+        if as_json:
+            show_json({"accepted": False, "error": type(error).__name__, "message": error.message})
+        raise
+    _show(verdict, target, verify_only=verify_only, as_json=as_json)
+    if verdict.denied is not None and not verify_only:
+        raise verdict.denied
+
+
+def _references(file: Path | None, *, verify_only: bool) -> ReferenceValues:
+    from cloister.attest.appraisal import ReferenceValues
+
+    if verify_only:
+        return ReferenceValues.from_mapping({})  # denies everything, after it has been found genuine
+    if file is None:
+        raise ConfigError(
+            "no reference values: nothing says which TEE is acceptable",
+            hint="give -r FILE, or --verify-only to learn only whether it is genuine",
+        )
+    return ReferenceValues.from_toml(file)
+
+
+def _verify_url(
+    url: str, references: ReferenceValues, roots: Any, *, verify_only: bool, as_json: bool
+) -> None:
+    from cloister.attest.appraisal import AppraisalDenied
     from cloister.client.session import Client
 
-    if reference_values is None:
-        raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")
-    references = ReferenceValues.from_toml(reference_values)
-    with Client(url, reference_values=references, roots=trusted_roots(simulated_root)) as client:
+    with Client(url, reference_values=references, roots=roots) as client:
         try:
             service = client.verify()
         except AppraisalDenied as denied:
+            if verify_only:
+                _show_unappraised(denied.result, url, {}, as_json=as_json)
+                return
             if as_json:
                 show_json({"accepted": False, **denied.result.to_mapping()})
             else:
                 console.print(verdict_table(denied.result, f"{url}: refused"))
             raise
     if as_json:
-        identity = service.identity
-        bound = {
-            "tls-key-sha256": base64.b64encode(hashlib.sha256(identity.tls_spki).digest()).decode(),
-            "ohttp-key-config": base64.b64encode(identity.ohttp_key_config).decode(),
-            "settings-digest": identity.settings_digest.hex(),
-            "models": [asdict(model) for model in identity.models],
-        }
-        show_json({"accepted": True, **service.result.to_mapping(), "identity": bound})
+        show_json({"accepted": True, **service.result.to_mapping(), "identity": bound_json(service.identity)})
         return
-    title = f"{url}: accepted" + (" (SIMULATED: proves nothing)" if service.result.simulated else "")
-    console.print(verdict_table(service.result, title))
+    console.print(verdict_table(service.result, f"{url}: accepted{_simulated(service.result)}"))
     console.print(fields_table("what the evidence binds", bound_facts(service.identity)))
+
+
+def _show(verdict: Verdict, target: str, *, verify_only: bool, as_json: bool) -> None:
+    result, identity = verdict.result, verdict.identity
+    if verify_only:
+        _show_unappraised(result, target, verdict.bound, as_json=as_json)
+        return
+    accepted = verdict.denied is None
+    if as_json:
+        more = {} if identity is None else {"identity": bound_json(identity)}
+        show_json({"accepted": accepted, **result.to_mapping(), "bound": verdict.bound, **more})
+        return
+    word = f"accepted{_simulated(result)}" if accepted else "refused"
+    console.print(verdict_table(result, f"{target}: {word}"))
+    if accepted:
+        bound = verdict.bound if identity is None else bound_facts(identity)
+        console.print(fields_table("what the evidence binds", bound))
+
+
+def _show_unappraised(
+    result: AttestationResult, target: str, bound: dict[str, str], *, as_json: bool
+) -> None:
+    if as_json:
+        found = {"simulated": result.simulated, "claims": result.claims.to_mapping(), "bound": bound}
+        show_json({"accepted": None, "appraised": False, **found})
+    else:
+        console.print(claims_table(result.claims, f"{target}: {NOT_APPRAISED}{_simulated(result)}"))
+        if bound:
+            console.print(fields_table("what the evidence binds", bound))
+    errors.print(f"[bold red]warning:[/] {NOT_APPRAISED}")
+
+
+def _simulated(result: AttestationResult) -> str:
+    return " (SIMULATED: proves nothing)" if result.simulated else ""
+
+
+def bound_json(identity: ServiceIdentity) -> dict[str, Any]:
+    """What a verified service's evidence speaks for, for programs."""
+    return {
+        "tls-key-sha256": base64.b64encode(hashlib.sha256(identity.tls_spki).digest()).decode(),
+        "ohttp-key-config": base64.b64encode(identity.ohttp_key_config).decode(),
+        "settings-digest": identity.settings_digest.hex(),
+        "models": [asdict(model) for model in identity.models],
+    }
 
 
 def bound_facts(identity: ServiceIdentity) -> dict[str, str]:

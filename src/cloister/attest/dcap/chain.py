@@ -29,6 +29,7 @@ from cryptography.x509.oid import NameOID
 
 from cloister.attest.dcap.pck import PckExtension, has_sgx_extension, parse_pck_extension
 from cloister.attest.dcap.roots import find_root, is_issued_by, spki
+from cloister.attest.der import check_signature_form
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, UntrustedRoot
 
 PCK_NAME = "Intel SGX PCK Certificate"
@@ -160,6 +161,8 @@ def _parse_pem(pem: bytes, count: int, what: str) -> list[x509.Certificate]:
         raise MalformedInput(f"{what} has {len(certificates)} certificates, expected {count}")
     if canonical.strip(b"\n") != text:
         raise MalformedInput(f"{what} is not in canonical PEM")
+    for certificate in certificates:
+        check_signature_form(certificate.public_bytes(Encoding.DER), what)
     if not all(isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name == "secp256r1" for key in keys):
         raise MalformedInput(f"{what} has a key that is not P-256")
     return certificates

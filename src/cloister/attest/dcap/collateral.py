@@ -22,6 +22,7 @@ from cloister.attest.dcap.chain import UNREADABLE, common_name, open_crl_issuer_
 from cloister.attest.dcap.ecdsa import key_of, verify_raw
 from cloister.attest.dcap.endorsements import DcapEndorsements, parse_signed_json, validity
 from cloister.attest.dcap.roots import spki
+from cloister.attest.der import check_signature_form
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, Revoked, StaleEvidence
 
 TCB_INFO_VERSION = 3
@@ -165,6 +166,7 @@ def _check_not_listed(crl: x509.CertificateRevocationList, certificate: x509.Cer
 
 
 def _open_crl(der: bytes, issuer: x509.Certificate, what: str) -> x509.CertificateRevocationList:
+    check_signature_form(der, what)
     try:
         crl = x509.load_der_x509_crl(der)
         _ = crl.extensions, crl.issuer.rfc4514_string(), crl.last_update_utc, crl.next_update_utc

@@ -25,12 +25,10 @@ with the same strictness, from the signatures up; the reference values then deci
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
 
 import dcap_qvl  # type: ignore[import-untyped]
 from cryptography import x509
@@ -126,27 +124,24 @@ def verify_quote(
 
 
 def _evaluate(raw: bytes, quote: Quote, chain: PckChain, collateral: Collateral, now: datetime) -> TcbLevel:
-    now_secs = int(now.timestamp())
-    policy = dcap_qvl.QuotePolicy.claims_only(now_secs)
     try:
-        claims = _verifier(chain.root).verify_with_policy(raw, collateral.for_dcap_qvl, now_secs, policy)
+        report = dcap_qvl.verify_with_root_ca(
+            raw, collateral.for_dcap_qvl, _der(chain.root), int(now.timestamp())
+        )
     except ValueError as error:
         text = " ".join(str(error).removeprefix("Verification failed: ").split())
         level = _verify_here(quote, chain, collateral)  # raises with the cause, if it finds one
         if any(refusal in text for refusal in _POLICY_REFUSALS):
             return level
         raise VerificationError(f"quote refused: {text}") from error
-    document = json.loads(claims.to_json())
-    return TcbLevel(
-        document["tcb"]["status"],
-        document["platform"]["tcb_level"]["tcbDate"],
-        tuple(document["tcb"]["advisory_ids"]),
-    )
+    # dcap-qvl decides; its quick form does not say of which date the level is, so that comes from here.
+    own = _level_here(quote, chain, collateral)
+    return TcbLevel(report.status, own.date, tuple(report.advisory_ids))
 
 
 @lru_cache(maxsize=16)
-def _verifier(root: x509.Certificate) -> Any:
-    return dcap_qvl.QuoteVerifier(root.public_bytes(Encoding.DER))
+def _der(root: x509.Certificate) -> bytes:
+    return root.public_bytes(Encoding.DER)
 
 
 def _verify_here(quote: Quote, chain: PckChain, collateral: Collateral) -> TcbLevel:
@@ -155,6 +150,10 @@ def _verify_here(quote: Quote, chain: PckChain, collateral: Collateral) -> TcbLe
     _check_qe_report_data(quote)
     attestation_key = key_from_raw(quote.attestation_key, "attestation key")
     verify_raw(attestation_key, quote.signature, quote.signed, "quote")
+    return _level_here(quote, chain, collateral)
+
+
+def _level_here(quote: Quote, chain: PckChain, collateral: Collateral) -> TcbLevel:
     return evaluate_tcb(
         collateral.tcb_info, collateral.qe_identity, chain.extension, quote.qe_report, _module_of(quote)
     )

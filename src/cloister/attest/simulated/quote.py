@@ -1,4 +1,5 @@
-"""The bytes of a simulated TDX v4 or SGX v3 quote: header and report are filled in, the rest is signed beforehand.
+"""The bytes of simulated quotes, TDX v4 and SGX v3: header and report are filled in, the rest is signed
+beforehand.
 
 The layout is that of ``cloister.attest.dcap.quote``.
 """

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
+from cloister.attest.der import EXPLICIT_0, INTEGER, SEQUENCE, check_signature_form, element
 from cloister.errors import BadSignature, MalformedInput
 
 MAX_CERTIFICATE_BYTES = 16 * 1024
@@ -33,7 +34,6 @@ UNREADABLE = (
     Warning,  # where the interpreter turns warnings into errors
 )
 """What ``cryptography`` raises for a certificate or CRL that it cannot read; they have no common root."""
-_SEQUENCE, _INTEGER, _BIT_STRING, _EXPLICIT_0 = 0x30, 0x02, 0x03, 0xA0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def load_certificate(der: bytes, what: str) -> Certificate:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise MalformedInput(f"{what} has {len(der)} bytes, at most {MAX_CERTIFICATE_BYTES} are read")
     begin, end, serial_at, serial = _find_serial(der, what)
+    check_signature_form(der, what)
     readable = der if serial else der[:serial_at] + b"\x01" + der[serial_at + 1 :]
     try:
         parsed = x509.load_der_x509_certificate(readable)
@@ -126,65 +127,22 @@ def spki(certificate: x509.Certificate) -> bytes:
     return certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-def check_algorithm(der: bytes, signed_end: int, at: int, what: str) -> None:
-    """Establish that the algorithm outside of what is signed is the one inside, at ``at``.
-
-    Nothing protects the outer one, so it may not say anything else (RFC 5280, sections 4.1.1.2 and 5.1.1.2).
-    Nor does anything protect how many bits of the signature's last byte are unused: none may be.
-    """
-    inner = der[at : _header(der, at, _SEQUENCE)[1]]
-    outer_end = _header(der, signed_end, _SEQUENCE)[1]
-    if der[signed_end:outer_end] != inner:
-        raise MalformedInput(f"{what} names two signature algorithms")
-    if der[_header(der, outer_end, _BIT_STRING)[0]]:
-        raise MalformedInput(f"{what} has a signature that is not of whole bytes")
-
-
-def check_crl_form(der: bytes) -> None:
-    """Establish that a CRL in DER names one signature algorithm.
-
-    CertificateList ::= SEQUENCE { SEQUENCE { INTEGER version, SEQUENCE signature, ... }, ... }
-
-    Raises:
-        MalformedInput: two, or no CRL.
-    """
-    try:
-        at, signed_end = _header(der, _header(der, 0, _SEQUENCE)[0], _SEQUENCE)
-        check_algorithm(der, signed_end, _header(der, at, _INTEGER)[1], "CRL")
-    except (IndexError, ValueError) as error:
-        raise MalformedInput("CRL is not one in DER") from error
-
-
 def _find_serial(der: bytes, what: str) -> tuple[int, int, int, int]:
     """Begin and end of what is signed, where the serial number is, and its value.
 
     Certificate ::= SEQUENCE { SEQUENCE { [0] version, INTEGER serialNumber, SEQUENCE signature, ... }, ... }
     """
     try:
-        inner, end = _header(der, 0, _SEQUENCE)
+        inner, end = element(der, 0, SEQUENCE)
         if end != len(der):
             raise MalformedInput(f"{what} is followed by other bytes")
-        at, signed_end = _header(der, inner, _SEQUENCE)
-        if der[at] == _EXPLICIT_0:
-            at = _header(der, at, _EXPLICIT_0)[1]
-        serial_at, serial_end = _header(der, at, _INTEGER)
-        check_algorithm(der, signed_end, serial_end, what)
+        at, signed_end = element(der, inner, SEQUENCE)
+        if der[at] == EXPLICIT_0:
+            at = element(der, at, EXPLICIT_0)[1]
+        serial_at, serial_end = element(der, at, INTEGER)
     except (IndexError, ValueError) as error:
         raise MalformedInput(f"{what} is not a certificate in DER") from error
     serial = int.from_bytes(der[serial_at:serial_end], "big", signed=True)
     if serial < 0 or not 0 < serial_end - serial_at <= 20 or (serial == 0 and serial_end - serial_at != 1):
         raise MalformedInput(f"{what} has no acceptable serial number")
     return inner, signed_end, serial_at, serial
-
-
-def _header(der: bytes, at: int, tag: int) -> tuple[int, int]:
-    """Begin and end of the content of the element at ``at``."""
-    if der[at] != tag:
-        raise ValueError("another element")
-    length, begin = der[at + 1], at + 2
-    if length >= 0x80:
-        begin += length & 0x7F
-        length = int.from_bytes(der[at + 2 : begin], "big")
-    if begin + length > len(der):
-        raise ValueError("element is cut off")
-    return begin, begin + length

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
+from cloister.attest.der import check_signature_form
 from cloister.attest.snp.certificate import (
     UNREADABLE,
     Certificate,
-    check_crl_form,
     common_name,
     is_authority,
     load_certificate,
@@ -126,7 +126,7 @@ def open_crl(der: bytes, root: x509.Certificate) -> RevocationList:
     """
     if len(der) > MAX_CRL_BYTES:
         raise MalformedInput(f"CRL has {len(der)} bytes, at most {MAX_CRL_BYTES} are read")
-    check_crl_form(der)
+    check_signature_form(der, "CRL")
     try:
         crl = x509.load_der_x509_crl(der)
         canonical = crl.public_bytes(Encoding.DER) == der

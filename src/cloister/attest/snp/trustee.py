@@ -20,7 +20,7 @@ from typing import Any
 
 from cloister.attest.snp.endorsements import SnpEndorsements
 from cloister.attest.snp.report import REPORT_BYTES
-from cloister.attest.snp.tcb import encode_tcb, product_of_cpuid
+from cloister.attest.snp.tcb import decode_tcb, encode_tcb, product_of_cpuid
 from cloister.errors import MalformedInput
 
 _CPUID = ("cpuid_fam_id", "cpuid_mod_id", "cpuid_step")
@@ -131,3 +131,34 @@ def _octets(value: Mapping[str, Any], name: str, size: int) -> bytes:
     ):
         raise MalformedInput(f"SEV-SNP evidence: {name} is missing or not a list of {size} bytes")
     return bytes(octets)
+
+
+def render_trustee_evidence(report: bytes) -> dict[str, Any]:
+    """The JSON of a report's 1,184 bytes, without certificates: inverse of ``parse_trustee_evidence``.
+
+    Raises:
+        MalformedInput: not the length of a report.
+    """
+    if len(report) != REPORT_BYTES:
+        raise MalformedInput(f"SEV-SNP report has {len(report)} bytes, expected {REPORT_BYTES}")
+
+    def number(offset: int, size: int) -> int:
+        return int.from_bytes(report[offset : offset + size], "little")
+
+    version = number(0x000, 4)
+    numbers = [*_NUMBERS, (0x048, 4, "key_info")]
+    numbers += _SINCE_3 if version >= 3 else ()
+    numbers += _SINCE_5 if version >= 5 else ()
+    product = "Turin" if _is_turin(bytearray(report), version) else "Milan"
+    fields: dict[str, Any] = {name: number(offset, size) for offset, size, name in numbers}
+    for offset, size, name in _OCTETS:
+        fields[name] = list(report[offset : offset + size])
+    for offset, name in _TCBS:
+        parts = decode_tcb(report[offset : offset + 8], product)
+        known = ("bootloader", "tee", "snp", "microcode")
+        fields[name] = {"fmc": parts.get("fmc"), **{part: parts[part] for part in known}}
+    for offset, name in ((0x1E8, "current"), (0x1EC, "committed")):
+        build, minor, major = report[offset : offset + 3]
+        fields[name] = {"major": major, "minor": minor, "build": build}
+    signature = {name: list(report[offset : offset + size]) for offset, size, name in _SIGNATURE}
+    return {"attestation_report": {**fields, "signature": signature}, "cert_chain": None}

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cloister.attest.dcap.chain import UNREADABLE, common_name
 from cloister.attest.dcap.collateral import certificate_window, check_validity
 from cloister.attest.dcap.roots import is_issued_by
+from cloister.attest.der import check_signature_form
 from cloister.attest.tpm.keys import AttestationKey, accept_key
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, UntrustedRoot
 
@@ -72,6 +73,7 @@ def load_certificate(der: bytes) -> x509.Certificate:
     Raises:
         MalformedInput: a part of it cannot be read.
     """
+    check_signature_form(der, "certificate of the attestation key's chain")
     try:
         certificate = x509.load_der_x509_certificate(der)
         _ = (
