@@ -3,7 +3,7 @@
 Usage: python benchmarks/bench_attest.py [--json] [--runs 400] [--vectors ../shared/vectors]
 
 The simulated platform's TDX quote is always measured; genuine quotes too where the vectors are there.
-Cloister and dcap-qvl take turns, call by call.
+Cloister and dcap-qvl (its quicker form, ``verify_with_root_ca``) take turns, call by call.
 """
 
 from __future__ import annotations
@@ -52,12 +52,11 @@ def case(
     """One verification by each side."""
     endorsements = DcapEndorsements.from_mapping(mapping)
     collateral = dcap_qvl.QuoteCollateralV3.from_json(json.dumps(mapping))
-    verifier = dcap_qvl.QuoteVerifier(root.public_bytes(Encoding.DER))
+    der = root.public_bytes(Encoding.DER)
     seconds = int(now.timestamp())
-    policy = dcap_qvl.QuotePolicy.claims_only(seconds)
     return (
         lambda: verify_evidence(scheme, quote, endorsements, now, roots=roots),
-        lambda: verifier.verify_with_policy(quote, collateral, seconds, policy),
+        lambda: dcap_qvl.verify_with_root_ca(quote, collateral, der, seconds),
     )
 
 
