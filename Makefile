@@ -49,10 +49,21 @@ $(VENV)/.docs: $(VENV)/.dev
 demo: $(VENV)/.demo
 	@$(BIN)/cloister demo $(if $(KEEP),--keep)
 
-test: $(VENV)/.dev
+# Some tests talk to a server from Debian: SoftHSM2 (PKCS #11) and PostgreSQL. They are installed where that is
+# possible; elsewhere those tests are skipped and say so.
+SYSTEM := softhsm2 postgresql
+$(VENV)/.system: $(BIN)/python
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
+	  echo "installing $(SYSTEM) by apt-get"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM); } >/dev/null 2>&1 \
+	    || echo "not installed: the tests that need them will be skipped"; \
+	fi
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev
+test-all: $(VENV)/.dev $(VENV)/.system
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.dev
@@ -72,6 +83,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/bench_seal.py
 	$(BIN)/python benchmarks/bench_ohttp.py
 	$(BIN)/python benchmarks/bench_attest.py
+	$(BIN)/python benchmarks/bench_torch.py
 
 # A finding is written to fuzz/findings; a hang over 1 s or 100 MiB of growth is one too.
 FUZZ_SECONDS ?= 900

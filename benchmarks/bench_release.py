@@ -83,7 +83,7 @@ class Broker:
             "collateral": msgspec.json.encode(self.platform.endorsements(datetime.now(UTC)).to_mapping()),
             "simulated_root": self.platform.root.public_bytes(Encoding.PEM),
         }
-        arguments = ["folder", str(self.folder / "keys"), "port", "0"]
+        arguments = ["folder", str(self.folder / "keys"), "port", "0", "rate_limit", "100000"]
         for name, content in files.items():
             (self.folder / name).write_bytes(content)
             arguments += [name, str(self.folder / name)]

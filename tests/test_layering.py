@@ -19,6 +19,7 @@ LADDER = (
     "seal",
     "policy",
     "kbs",
+    "torch",
     "ohttp",
     "engines",
     "optimize",

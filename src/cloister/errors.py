@@ -57,6 +57,10 @@ class BindingMismatch(VerificationError):
     """Genuine evidence that does not speak of this key, nonce or content."""
 
 
+class WrongModel(VerificationError):
+    """A genuine container of another model than the one that was asked for."""
+
+
 class EndorsementMismatch(VerificationError):
     """Endorsements that speak of another platform, TEE or issuer than the evidence does."""
 

@@ -68,7 +68,7 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     kek: str = ""
     """KEK provider: a URI of ``file:``, ``pkcs11:`` or ``vault:``; empty means ``file:<folder>/kek``."""
     previous_keks: tuple[str, ...] = ()
-    """KEK providers that older records are still under, until ``cloister keys rotate --kek`` has moved them."""
+    """KEK providers that older records are still under; ``cloister keys rotate --kek`` moves them."""
     reference_values: str = ""
     """TOML file of the TEEs that may attest; without one every attestation is refused."""
     policy: str = ""
@@ -82,6 +82,10 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """PEM root of a simulated platform to trust besides the vendors'. Never set it in production."""
     session_ttl_s: float = 300.0
     token_ttl_s: float = 300.0
+    rate_limit: float = 200.0
+    """Challenges and attestations per second that one client address may ask for; 0 means any number."""
+    metrics_port: int = 0
+    """Port of Prometheus metrics, plain HTTP without names of resources; 0 turns it off."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -93,7 +97,7 @@ class CacheSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     broker_ca: str = ""
     """PEM file with the certificate that the broker's TLS is checked against; empty means the system's."""
     uris: tuple[str, ...] = ()
-    """The keys that it may hold, each ``kbs:///repository/type/tag``, or with ``?version=n`` only that one."""
+    """The keys that it may hold, each ``kbs:///repository/type/tag``; ``?version=n`` names one version."""
     socket: str = "/run/cloister/keys.sock"
     """UNIX socket for processes of this machine; empty means none."""
     allowed_uids: tuple[int, ...] = ()

@@ -139,6 +139,8 @@ def test_http_on_the_https_port(broker: RunningBroker) -> None:
 class WrongBroker:
     """Answers each request with the next canned response."""
 
+    brokers = 1
+
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
 

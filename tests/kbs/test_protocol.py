@@ -16,6 +16,7 @@ from cloister.attest.binding import report_data_for
 from cloister.crypto.jwe import TeePrivateKey, TeePublicKey
 from cloister.errors import MalformedInput
 from cloister.kbs import protocol
+from cloister.kbs.evidence import read_evidence, write_evidence
 from cloister.kbs.protocol import ResourcePath
 from tests.vectors import vector
 
@@ -94,7 +95,7 @@ def test_other_requests_are_refused(change: dict[str, Any], names: str) -> None:
     "challenge",
     [
         protocol.Challenge(nonce=""),
-        protocol.Challenge(nonce="x", extra_params={"selected-hash-algorithm": "sha256"}),
+        protocol.Challenge(nonce="x", extra_params={"selected-hash-algorithm": "md5"}),
     ],
 )
 def test_unusable_challenges_are_refused(challenge: protocol.Challenge) -> None:
@@ -142,8 +143,8 @@ def test_error_bodies() -> None:
 @pytest.mark.parametrize("tee", ["tdx", "sgx"])
 def test_evidence_shapes(tee: str) -> None:
     """Vendor bytes survive the wire form of their TEE."""
-    wire = protocol.primary_evidence(tee, b"\x00quote\xff")
-    assert protocol.evidence_bytes(tee, json.loads(json.dumps(wire))) == b"\x00quote\xff"
+    wire = write_evidence(tee, b"\x00quote\xff")
+    assert read_evidence(tee, json.loads(json.dumps(wire))).raw == b"\x00quote\xff"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_evidence_shapes(tee: str) -> None:
 def test_other_evidence_is_refused(tee: str, primary: Any) -> None:
     """The sample TEE, TEEs that are not supported, and other shapes are refused."""
     with pytest.raises(MalformedInput):
-        protocol.evidence_bytes(tee, primary)
+        read_evidence(tee, primary)
 
 
 json_values = st.recursive(
@@ -187,7 +188,7 @@ def test_parsers_raise_only_malformed_input(raw: bytes) -> None:
     with contextlib.suppress(MalformedInput):
         attestation = protocol.parse(raw, protocol.Attestation)
         TeePublicKey.from_jwk(attestation.runtime_data.tee_pubkey)
-        protocol.evidence_bytes("tdx", attestation.evidence().primary_evidence)
+        read_evidence("tdx", attestation.evidence().primary_evidence)
 
 
 def test_deep_nesting_is_malformed() -> None:

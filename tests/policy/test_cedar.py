@@ -32,7 +32,8 @@ GOOD = {
     "hardware_id": "00",
     "mr_td": "aa" * 48,
 }
-RESOURCE = Entity("Resource", "models/key/1", {"repository": "models", "type": "key", "tag": "1"})
+NAMES = {"repository": "models", "type": "key", "tag": "1", "version": 1}
+RESOURCE = Entity("Resource", "models/key/1", NAMES)
 PERMIT = "permit (principal, action, resource);"
 
 

@@ -66,6 +66,9 @@ def seal(
     sequence: Annotated[
         int, typer.Option("--sequence", min=0, help="Rises with every release; lower ones are refused.")
     ] = 1,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Let containers under older versions of the key go on.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Encrypt and sign a model; its new data key goes to the broker and nowhere else."""
@@ -79,7 +82,8 @@ def seal(
         name=name,
         version=version,
         sequence=sequence,
-        key_uri=key or f"kbs:///models/{name}/{version}-{sequence}",
+        key_uri=key or f"kbs:///models/{name}/{version}",
+        keep_old=keep_old,
     )
     signing_key = load_or_create_signer(signer)
     columns = (TextColumn("sealing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())

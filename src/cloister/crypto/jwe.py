@@ -24,9 +24,10 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,10 @@ class TeePrivateKey:
         """Open one message; see ``decrypt``."""
         return decrypt(self._key, message)
 
+    def decrypt_into(self, message: Mapping[str, Any], room: Callable[[int], memoryview]) -> None:
+        """Open one message into the caller's memory; see ``decrypt_into``."""
+        decrypt_into(self._key, message, room)
+
     def __repr__(self) -> str:
         return f"TeePrivateKey({self.public_jwk['alg']}, redacted)"
 
@@ -118,7 +123,7 @@ def public_jwk(key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> dict[str, s
     }
 
 
-def encrypt(recipient: TeePublicKey, plaintext: bytes) -> dict[str, str]:
+def encrypt(recipient: TeePublicKey, plaintext: bytes | memoryview) -> dict[str, str]:
     """Encrypt one resource to a TEE key. Returns the five members of the flattened JSON form."""
     cek = secrets.token_bytes(_CEK_BYTES)
     header: dict[str, Any] = {"alg": recipient.jwk["alg"], "enc": ENC}
@@ -151,25 +156,25 @@ def decrypt(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, message: Mappin
         MalformedInput: a member is missing or not base64url, or the header is not one of ours.
         BadCiphertext: made for another key, or changed on the way.
     """
-    parts: dict[str, bytes] = {}
-    for name in MEMBERS:
-        value = message.get(name)
-        if not isinstance(value, str):
-            raise MalformedInput(f"JWE: member {name!r} is missing or not text")
-        parts[name] = b64u_decode(value, f"JWE {name}")
-    if len(parts["iv"]) != _IV_BYTES or len(parts["tag"]) != _TAG_BYTES:
-        raise MalformedInput("JWE: iv must have 12 bytes and tag 16")
-    header = _parse_header(parts["protected"])
-    aad = message["protected"].encode("ascii")
-    if message.get("aad"):
-        aad += b"." + str(message["aad"]).encode("utf-8")
-    try:
-        cek = _unwrap_cek(key, header, parts["encrypted_key"])
-        if len(cek) != _CEK_BYTES:
-            raise ValueError("length of the content key")
-        return AESGCM(cek).decrypt(parts["iv"], parts["ciphertext"] + parts["tag"], aad)
-    except (InvalidTag, InvalidUnwrap, ValueError) as error:
-        raise BadCiphertext("JWE does not open: made for another key, or changed on the way") from error
+    parts = _parse_message(message)
+    with _does_not_open():
+        return AESGCM(_cek(key, parts)).decrypt(parts.iv, parts.sealed, parts.aad)
+
+
+def decrypt_into(
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey,
+    message: Mapping[str, Any],
+    room: Callable[[int], memoryview],
+) -> None:
+    """As ``decrypt``, straight into memory of the caller's choice: no other copy of the plaintext is made.
+
+    Args:
+        room: called once with the number of bytes; returns a writable view of exactly that length.
+    """
+    parts = _parse_message(message)
+    with _does_not_open():
+        aead = AESGCM(_cek(key, parts))
+        aead.decrypt_into(parts.iv, parts.sealed, parts.aad, room(len(parts.sealed) - _TAG_BYTES))
 
 
 def b64u_encode(raw: bytes) -> str:
@@ -190,6 +195,48 @@ def b64u_decode(text: str, what: str) -> bytes:
     if b64u_encode(raw) != text:
         raise MalformedInput(f"{what}: not base64url without padding")
     return raw
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """One message, its members decoded."""
+
+    header: dict[str, Any]
+    encrypted_key: bytes
+    iv: bytes
+    sealed: bytes
+    aad: bytes
+
+
+def _parse_message(message: Mapping[str, Any]) -> _Parts:
+    parts: dict[str, bytes] = {}
+    for name in MEMBERS:
+        value = message.get(name)
+        if not isinstance(value, str):
+            raise MalformedInput(f"JWE: member {name!r} is missing or not text")
+        parts[name] = b64u_decode(value, f"JWE {name}")
+    if len(parts["iv"]) != _IV_BYTES or len(parts["tag"]) != _TAG_BYTES:
+        raise MalformedInput("JWE: iv must have 12 bytes and tag 16")
+    header = _parse_header(parts["protected"])
+    aad = message["protected"].encode("ascii")
+    if message.get("aad"):
+        aad += b"." + str(message["aad"]).encode("utf-8")
+    return _Parts(header, parts["encrypted_key"], parts["iv"], parts["ciphertext"] + parts["tag"], aad)
+
+
+def _cek(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey, parts: _Parts) -> bytes:
+    cek = _unwrap_cek(key, parts.header, parts.encrypted_key)
+    if len(cek) != _CEK_BYTES:
+        raise ValueError("length of the content key")
+    return cek
+
+
+@contextlib.contextmanager
+def _does_not_open() -> Iterator[None]:
+    try:
+        yield
+    except (InvalidTag, InvalidUnwrap, ValueError) as error:
+        raise BadCiphertext("JWE does not open: made for another key, or changed on the way") from error
 
 
 def _unwrap_cek(

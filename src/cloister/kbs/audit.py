@@ -1,10 +1,9 @@
-"""The hash-chained audit log: who got which key, when, on what evidence, and who did not.
+"""The audit log: who got which key, when, on what evidence, and who did not.
 
-Each entry is a JSON object with the members of ``AuditEntry``. ``prev`` is the hash of the entry before it
-(64 zeros for the first); its own hash is SHA-256 over its canonical JSON (RFC 8785). The head row holds the
-last sequence number and hash, signed with the broker's Ed25519 audit key in the same transaction, so entries
-cannot be cut off at the end either. What remains is putting back a whole older copy of the database, head
-included: only a head that was written down elsewhere finds that.
+The entries form a chain (``cloister.kbs.chain``). The head row holds the last sequence number and hash,
+signed with the broker's Ed25519 audit key in the same transaction, so entries cannot be cut off at the end
+either. What remains is putting back a whole older copy of the database, head included: a checkpoint that was
+kept elsewhere finds that (``cloister.kbs.checkpoints``).
 """
 
 from __future__ import annotations
@@ -12,88 +11,60 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from sqlalchemy import select
-from sqlalchemy.engine import Engine
+from sqlalchemy import insert, select, update
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from cloister.errors import BadSignature, ConfigError, VerificationError
-from cloister.kbs.records import AuditHeadRow, AuditRow, open_existing
+from cloister.errors import BadSignature, ConfigError
+from cloister.kbs.chain import (
+    GENESIS,
+    AuditBroken,
+    AuditEntry,
+    AuditEvent,
+    AuditSummary,
+    Chain,
+    Head,
+    Kind,
+    entry_after,
+    parse_entry,
+)
+from cloister.kbs.checkpoints import EVERY_ENTRIES, Checkpoint
+from cloister.kbs.migrations import one_at_a_time
+from cloister.kbs.records import AuditCheckpointRow, AuditHeadRow, AuditRow, open_existing
 from cloister.settings import KeysSettings
 
-GENESIS = "0" * 64
-Kind = Literal["release", "refusal", "stored", "deleted"]
+__all__ = [
+    "GENESIS",
+    "AuditBroken",
+    "AuditEntry",
+    "AuditEvent",
+    "AuditSummary",
+    "Head",
+    "Kind",
+    "append",
+    "begin_log",
+    "extend",
+    "lock_head",
+    "read_audit_key",
+    "read_audit_log",
+    "read_entries",
+    "read_head",
+    "verify_audit",
+    "verify_audit_log",
+]
+
 _HEAD_CONTEXT = b"cloister-audit-head\0"
 _BATCH = 1000
-
-
-class AuditBroken(VerificationError):
-    """The audit log was edited, reordered, or shortened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEvent:
-    """What happened, before it has a place in the chain."""
-
-    kind: Kind
-    time: datetime
-    subject: str = ""
-    """Who asked: ``tee:tdx``, or ``role:admin``."""
-    resource: str = ""
-    """``repository/type/tag?version=n``; empty where attestation itself was refused."""
-    evidence_digest: str = ""
-    """SHA-256 of the vendor's evidence bytes, hexadecimal."""
-    claims: dict[str, Any] = field(default_factory=dict)
-    policy_ids: tuple[str, ...] = ()
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditEntry:
-    """One line of the log."""
-
-    sequence: int
-    time: str
-    kind: str
-    subject: str
-    resource: str
-    evidence_digest: str
-    claims: dict[str, Any]
-    policy_ids: list[str]
-    reason: str
-    prev: str
-    hash: str = ""
-
-    def canonical(self) -> bytes:
-        """What the hash is taken over: every member but the hash itself."""
-        return rfc8785.dumps({name: getattr(self, name) for name in _HASHED})
-
-
-_HASHED = tuple(item.name for item in fields(AuditEntry) if item.name != "hash")
-
-
-@dataclass(frozen=True, slots=True)
-class AuditSummary:
-    """What a verified log holds."""
-
-    entries: int
-    releases: int
-    refusals: int
-    head: str
-    """Hash of the last entry; write it down elsewhere to detect that an older copy was put back."""
-    signed: bool
-    """Whether the head's signature was checked; False where no key was given."""
 
 
 def begin_log(session: Session, key: ed25519.Ed25519PrivateKey) -> None:
@@ -101,8 +72,11 @@ def begin_log(session: Session, key: ed25519.Ed25519PrivateKey) -> None:
 
     Raises:
         AuditBroken: there are entries but no head.
+        BadSignature: the log was written under another audit key.
     """
+    one_at_a_time(session.connection())
     if session.get(AuditHeadRow, 1) is not None:
+        lock_head(session.connection(), key.public_key())
         return
     if session.scalars(select(AuditRow.sequence).limit(1)).first() is not None:
         raise AuditBroken("the audit log has entries but no head")
@@ -114,59 +88,116 @@ def append(session: Session, event: AuditEvent, key: ed25519.Ed25519PrivateKey) 
 
     The transaction must be a writing one: the head row is locked until it ends, so entries of several threads
     and brokers get one order.
+
+    Raises:
+        AuditBroken, BadSignature: as ``lock_head``.
     """
-    head = session.scalars(select(AuditHeadRow).where(AuditHeadRow.id == 1).with_for_update()).first()
-    if head is None:
+    connection = session.connection()
+    return extend(connection, lock_head(connection, key.public_key()), [event], key)[0]
+
+
+def lock_head(connection: Connection, key: ed25519.Ed25519PublicKey) -> Head:
+    """The end of the chain, which nobody else can move until the transaction ends.
+
+    A chain goes on only from a head that this log's key has signed: or a log that was cut short in the
+    database would be made good by its next entry.
+
+    Raises:
+        AuditBroken: there is no head.
+        BadSignature: somebody else wrote it.
+    """
+    return _head(connection.execute(_LOCK_HEAD).first(), key)
+
+
+def read_head(connection: Connection, key: ed25519.Ed25519PublicKey) -> Head:
+    """As ``lock_head``, but only to look at it."""
+    return _head(connection.execute(_HEAD).first(), key)
+
+
+def _head(found: Any, key: ed25519.Ed25519PublicKey) -> Head:
+    if found is None:
         raise AuditBroken("the audit log has no head")
-    entry = _entry(event, head.sequence + 1, head.hash)
-    body = entry.canonical()
-    digest = hashlib.sha256(body).hexdigest()
-    session.add(AuditRow(sequence=entry.sequence, body=body.decode("utf-8"), hash=digest))
-    head.sequence, head.hash, head.signature = entry.sequence, digest, _sign(key, entry.sequence, digest)
-    session.flush()
-    return replace(entry, hash=digest)
+    _check_signature(key, found.signature, found.sequence, found.hash)
+    return Head(found.sequence, found.hash)
 
 
-def verify_audit(engine: Engine, *, key: ed25519.Ed25519PublicKey | None = None) -> AuditSummary:
+def extend(
+    connection: Connection,
+    head: Head,
+    events: Sequence[AuditEvent],
+    key: ed25519.Ed25519PrivateKey,
+    *,
+    checkpoint: bool = False,
+) -> list[AuditEntry]:
+    """Add entries after ``head``, which this transaction has locked, and sign the new one once for all.
+
+    Args:
+        checkpoint: write a checkpoint too, whether one is due or not.
+    """
+    entries: list[AuditEntry] = []
+    rows: list[dict[str, Any]] = []
+    sequence, digest = head.sequence, head.hash
+    for event in events:
+        entry = entry_after(Head(sequence, digest), event)
+        body = entry.canonical()
+        sequence, digest = entry.sequence, hashlib.sha256(body).hexdigest()
+        entries.append(replace(entry, hash=digest))
+        rows.append({"sequence": sequence, "body": body.decode("utf-8"), "hash": digest})
+    if not rows:
+        return entries
+    connection.execute(_ADD_ENTRIES, rows)
+    signature = _sign(key, sequence, digest)
+    connection.execute(_MOVE_HEAD, {"sequence": sequence, "hash": digest, "signature": signature})
+    if checkpoint or sequence // EVERY_ENTRIES != head.sequence // EVERY_ENTRIES:
+        made = Checkpoint.sign(sequence, digest, events[-1].time, key)
+        connection.execute(insert(AuditCheckpointRow), made.to_mapping())
+    return entries
+
+
+def verify_audit(
+    engine: Engine,
+    *,
+    key: ed25519.Ed25519PublicKey | None = None,
+    checkpoints: Iterable[Checkpoint] = (),
+) -> AuditSummary:
     """Establish that no entry was edited, removed, inserted or reordered, and none cut off at the end.
 
     Args:
         engine: the broker's database.
-        key: the broker's audit key (``audit.pub`` in its folder). Without it the signature on the head is not
-            checked, and whoever can write the database could have rewritten the whole log.
+        key: the broker's audit key (``audit.pub`` in its folder). Without it no signature is checked, and
+            whoever can write the database could have rewritten the whole log.
+        checkpoints: of this log, kept elsewhere: an older copy of the whole database lacks their entries.
     Raises:
         AuditBroken: names the first entry that does not fit.
-        BadSignature: the head was not signed by ``key``.
+        BadSignature: the head or a checkpoint was not signed by ``key``.
     """
-    count = {"release": 0, "refusal": 0}
-    sequence, previous = 0, GENESIS
+    chain = Chain()
     try:
         with Session(engine) as session:
             head = session.get(AuditHeadRow, 1)
+            held = [*checkpoints, *_stored_checkpoints(session)]
+            chain.expect(held, key)
             for row in _rows(session):
-                sequence += 1
-                entry = _checked(row, sequence, previous)
-                previous = row.hash
-                if entry.kind in count:
-                    count[entry.kind] += 1
-            signed = _check_head(head, sequence, previous, key)
+                chain.add(row.sequence, row.body, row.hash)
     except SQLAlchemyError as error:
         raise ConfigError(f"cannot read the audit log: {type(error).__name__}") from error
-    return AuditSummary(sequence, count["release"], count["refusal"], previous, signed)
+    signed = _check_head(head, chain.sequence, chain.hash, key)
+    return chain.summary(signed=signed)
 
 
 def read_entries(engine: Engine) -> Iterator[AuditEntry]:
     """Every entry in order, each checked against its own hash but not against the chain."""
     with Session(engine) as session:
         for row in _rows(session):
-            yield _parse(row)
+            yield parse_entry(row.sequence, row.body, row.hash)
 
 
-def verify_audit_log(settings: KeysSettings) -> AuditSummary:
+def verify_audit_log(settings: KeysSettings, *, checkpoints: Iterable[Checkpoint] = ()) -> AuditSummary:
     """``verify_audit`` on a broker's database, with the public key in its folder."""
     engine = open_existing(settings)
     try:
-        return verify_audit(engine, key=_public_key(Path(settings.folder) / "audit.pub"))
+        key = read_audit_key(Path(settings.folder) / "audit.pub")
+        return verify_audit(engine, key=key, checkpoints=checkpoints)
     finally:
         engine.dispose()
 
@@ -183,7 +214,12 @@ def read_audit_log(settings: KeysSettings) -> list[dict[str, Any]]:
     return [{**row, "outcome": row["kind"], "evidence": row["evidence_digest"]} for row in rows]
 
 
-def _public_key(path: Path) -> ed25519.Ed25519PublicKey:
+def read_audit_key(path: Path) -> ed25519.Ed25519PublicKey:
+    """The public key that a broker's audit log is checked with: ``audit.pub`` of its folder.
+
+    Raises:
+        ConfigError: unreadable, or not such a key.
+    """
     try:
         key = load_pem_public_key(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -193,44 +229,17 @@ def _public_key(path: Path) -> ed25519.Ed25519PublicKey:
     return key
 
 
-def _entry(event: AuditEvent, sequence: int, previous: str) -> AuditEntry:
-    return AuditEntry(
-        sequence=sequence,
-        time=event.time.isoformat(timespec="microseconds"),
-        kind=event.kind,
-        subject=event.subject,
-        resource=event.resource,
-        evidence_digest=event.evidence_digest,
-        claims=event.claims,
-        policy_ids=list(event.policy_ids),
-        reason=event.reason,
-        prev=previous,
-    )
-
-
 def _rows(session: Session) -> Iterator[AuditRow]:
     query = select(AuditRow).order_by(AuditRow.sequence).execution_options(yield_per=_BATCH)
     yield from session.scalars(query)
 
 
-def _parse(row: AuditRow) -> AuditEntry:
-    if hashlib.sha256(row.body.encode("utf-8")).hexdigest() != row.hash:
-        raise AuditBroken(f"audit entry {row.sequence} was edited: its hash does not fit")
-    try:
-        return AuditEntry(**json.loads(row.body), hash=row.hash)
-    except (ValueError, TypeError) as error:
-        raise AuditBroken(f"audit entry {row.sequence} is not an audit entry") from error
-
-
-def _checked(row: AuditRow, sequence: int, previous: str) -> AuditEntry:
-    if row.sequence != sequence:
-        raise AuditBroken(f"audit entry {sequence} is missing: the next one is {row.sequence}")
-    entry = _parse(row)
-    if entry.sequence != sequence:
-        raise AuditBroken(f"audit entry {sequence} was moved: it was written as {entry.sequence}")
-    if entry.prev != previous:
-        raise AuditBroken(f"audit entry {sequence} does not follow the one before it")
-    return entry
+def _stored_checkpoints(session: Session) -> list[Checkpoint]:
+    rows = session.scalars(select(AuditCheckpointRow).order_by(AuditCheckpointRow.sequence))
+    return [
+        Checkpoint(sequence=row.sequence, hash=row.hash, time=row.time, signature=row.signature)
+        for row in rows
+    ]
 
 
 def _check_head(
@@ -242,11 +251,15 @@ def _check_head(
         raise AuditBroken(f"audit log ends at entry {sequence}, its signed head at {head.sequence}")
     if key is None:
         return False
+    _check_signature(key, head.signature, sequence, digest)
+    return True
+
+
+def _check_signature(key: ed25519.Ed25519PublicKey, signature: str, sequence: int, digest: str) -> None:
     try:
-        key.verify(base64.b64decode(head.signature, validate=True), _signed_head(sequence, digest))
+        key.verify(base64.b64decode(signature, validate=True), _signed_head(sequence, digest))
     except (InvalidSignature, binascii.Error, ValueError) as error:
         raise BadSignature("the head of the audit log was not signed by this broker's audit key") from error
-    return True
 
 
 def _sign(key: ed25519.Ed25519PrivateKey, sequence: int, digest: str) -> str:
@@ -255,3 +268,9 @@ def _sign(key: ed25519.Ed25519PrivateKey, sequence: int, digest: str) -> str:
 
 def _signed_head(sequence: int, digest: str) -> bytes:
     return _HEAD_CONTEXT + rfc8785.dumps({"hash": digest, "sequence": sequence})
+
+
+_HEAD = select(AuditHeadRow.sequence, AuditHeadRow.hash, AuditHeadRow.signature).where(AuditHeadRow.id == 1)
+_LOCK_HEAD = _HEAD.with_for_update()
+_ADD_ENTRIES = insert(AuditRow)
+_MOVE_HEAD = update(AuditHeadRow).where(AuditHeadRow.id == 1)

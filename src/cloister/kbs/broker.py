@@ -2,15 +2,12 @@
 
 Attestation, in the numbers of the code:
 
-1. The session exists, has not attested, and its nonce is the one in the runtime data. The nonce is used up.
-2. The TEE key is one that we encrypt to, and is rebuilt from exactly the members that evidence binds.
-3. The evidence is genuine (``verify_evidence``): under the vendor's root, or the simulated one if configured.
-4. It is bound to this nonce and this key (``check_binding``).
-5. It is acceptable to the owner (``appraise`` against the reference values as they are now).
+1. The session exists, has not attested, and gives its nonce, which is used up.
+2. to 5. The evidence is genuine, bound to nonce and TEE key, and acceptable: ``cloister.kbs.appraiser``.
 6. The TEE gets an attestation result token, and its session counts as attested.
 
 Release: the policy decides on the claims and the resource; the envelope is opened; the resource is encrypted
-to the TEE key; the audit entry is committed; only then does the answer leave.
+to the TEE key; the audit entry is committed (``cloister.kbs.journal``); only then does the answer leave.
 
 Every release is audited, and every refusal of evidence or of an attested TEE. A request that shows neither a
 session nor a valid token is only logged, or anybody could grow the audit log at will.
@@ -18,66 +15,60 @@ session nor a valid token is only logged, or anybody could grow the audit log at
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
-from cryptography import x509
+from sqlalchemy.engine import Connection
 
-from cloister.attest.appraisal import ReferenceValues, appraise
-from cloister.attest.binding import check_binding
-from cloister.attest.model import AttestationResult, Claims, Endorsements
+from cloister.attest.model import AttestationResult
 from cloister.attest.token import issue_ear, verify_ear
-from cloister.attest.verifier import vendor_roots, verify_evidence
-from cloister.crypto.jwe import TeePublicKey, encrypt
-from cloister.errors import (
-    BindingMismatch,
-    CloisterError,
-    ConfigError,
-    KeyUnavailable,
-    MalformedInput,
-)
+from cloister.crypto.jwe import encrypt
+from cloister.errors import CloisterError, ConfigError, KeyUnavailable, MalformedInput, TransportError
 from cloister.kbs import protocol
-from cloister.kbs.admin import check_admin_token
-from cloister.kbs.audit import AuditEvent, Kind, append
-from cloister.kbs.claims import policy_context, tee_of_token
-from cloister.kbs.records import StoredVersion, delete_versions, list_versions, load_version, store_version
-from cloister.kbs.sessions import AttestedTee, SessionTable
+from cloister.kbs.admin import Permission, check_admin_token
+from cloister.kbs.administration import Administration
+from cloister.kbs.appraiser import Appraiser, Findings
+from cloister.kbs.audit import AuditEvent, Kind
+from cloister.kbs.claims import init_data_annotations, tee_of_token
+from cloister.kbs.entries import entries_after
+from cloister.kbs.records import SealedVersion, find_version, open_version
+from cloister.kbs.refused import CannotNow, Refused
+from cloister.kbs.sample import TEE as SAMPLE
+from cloister.kbs.sessions import AttestedTee, Sessions
+from cloister.kbs.standing import Standing, standing_of
 from cloister.kbs.state import BrokerState
-from cloister.policy.cedar import CedarPolicy, Decision, Entity
+from cloister.kbs.trustee import attestation_claims
+from cloister.policy.cedar import Decision
+from cloister.policy.release import ReleasePolicy, ReleaseRequest
 
 NOT_ACCEPTED = frozenset({"sample", "sampledevice"})
 
 
-class Refused(KeyUnavailable):
-    """A request that the broker refuses, with the protocol's error variant."""
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """What one request for a resource comes to, and what it was judged on."""
 
-    def __init__(self, variant: str, detail: str) -> None:
-        super().__init__(detail)
-        self.variant = variant
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What is known of a TEE so far, for the audit entry of a refusal."""
-
-    tee: str
-    evidence_digest: str = ""
-    claims: dict[str, Any] = field(default_factory=dict)
+    event: AuditEvent
+    answer: dict[str, str] | Refused
+    standing: Standing | None = None
+    decision: Decision | None = None
+    version_id: int = 0
 
 
 class Broker:
-    """One key broker. Methods block (cryptography, database) and may run in many threads.
+    """One key broker. Methods may run in many threads; those that do not begin with ``begin_`` block.
 
     Args:
         state: keys and database.
-        sessions: the session table.
-        policy, reference_values, endorsements: asked at each use, so that files can change.
-        simulated_root: a simulated platform's root to trust besides the vendors'; None in production.
+        sessions: between challenge and release.
+        policy: asked at each use, so that its file can change.
+        appraiser: says which evidence is acceptable.
+        allow_sample: whether a TEE that proves nothing gets a challenge.
+        rego_values: what ``query_reference_value`` answers from, in policies that are in Rego.
         token_ttl_s: life of attestation result tokens.
         clock: aware UTC time.
     """
@@ -85,12 +76,12 @@ class Broker:
     def __init__(
         self,
         state: BrokerState,
-        sessions: SessionTable,
+        sessions: Sessions,
         *,
-        policy: Callable[[], CedarPolicy],
-        reference_values: Callable[[], ReferenceValues],
-        endorsements: Callable[[str], Endorsements | None],
-        simulated_root: x509.Certificate | None = None,
+        policy: Callable[[], ReleasePolicy],
+        appraiser: Appraiser,
+        allow_sample: bool = False,
+        rego_values: Callable[[], Mapping[str, Any]] = dict,
         token_ttl_s: float = 300.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         log: structlog.typing.FilteringBoundLogger | None = None,
@@ -98,12 +89,17 @@ class Broker:
         self._state = state
         self._sessions = sessions
         self._policy = policy
-        self._reference_values = reference_values
-        self._endorsements = endorsements
-        self._simulated_root = simulated_root
+        self._appraiser = appraiser
+        self._allow_sample = allow_sample
+        self._rego_values = rego_values
         self._token_ttl_s = token_ttl_s
         self._clock = clock
         self._log = log or structlog.get_logger("cloister.kbs")
+
+    @property
+    def quick(self) -> bool:
+        """Whether ``begin_`` methods wait for nothing: KEK and database are on this machine."""
+        return self._state.database.local and self._state.kek.local
 
     def challenge(self, body: bytes) -> tuple[str, protocol.Challenge]:
         """Step 1: a session id for the cookie, and the challenge."""
@@ -115,13 +111,13 @@ class Broker:
             protocol.check_request(request)
         except MalformedInput as error:
             raise Refused("AttestationError", error.message) from error
-        if request.tee in NOT_ACCEPTED:
+        if request.tee in NOT_ACCEPTED and not (self._allow_sample and request.tee == SAMPLE):
             raise Refused("AttestationError", f"evidence of TEE {request.tee!r} proves nothing")
         session_id, nonce = self._sessions.open(request.tee, self._clock())
         return session_id, protocol.Challenge(nonce=nonce)
 
-    def attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
-        """Step 2: appraise the evidence, issue a token."""
+    def begin_attest(self, session_id: str | None, body: bytes) -> Future[protocol.TokenAnswer]:
+        """Step 2: appraise the evidence, issue a token. A refusal comes by the future, once it is on disk."""
         try:
             attestation = protocol.parse(body, protocol.Attestation)
         except MalformedInput as error:
@@ -132,108 +128,79 @@ class Broker:
         if session_id is None or taken is None:
             raise Refused("AttestationError", "no session waits for evidence: expired, used, or unknown")
         tee, nonce = taken
-        findings = _Findings(tee)
+        findings = Findings(tee)
         try:
-            attested, token = self._appraise(attestation, nonce, now, findings)
+            attested, result = self._appraiser.appraise(attestation, nonce, now, findings)
+            token = self._issue(result, attested, now)
         except (CloisterError, RecursionError) as error:
-            self._refuse(findings, "", _one_line(error), "AttestationError", (), error)
+            event, refused = self._refusal(findings, "", error, "AttestationError")
+            self._log_refusal(tee, "", error)
+            return self._state.journal.record(event, refused)
         self._sessions.attest(session_id, attested, now)
-        self._sessions.remember_token(token, attested.evidence_digest)
+        self._sessions.remember_token(token, attested.evidence_digest, now)
         self._log.info("attested", tee=tee, evidence=attested.evidence_digest)
-        return protocol.TokenAnswer(token=token)
+        done: Future[protocol.TokenAnswer] = Future()
+        done.set_result(protocol.TokenAnswer(token=token))
+        return done
+
+    def attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
+        """As ``begin_attest``, but waits."""
+        return self.begin_attest(session_id, body).result()
+
+    def begin_release(
+        self, path: protocol.ResourcePath, *, session_id: str | None, token: str | None
+    ) -> Future[dict[str, str]]:
+        """Step 3: the resource as a JWE to the TEE's key; it comes by the future, once its entry is on disk.
+
+        Whether it may be released is judged in the transaction that writes the entry: what was revoked or
+        deleted before is not released after. A KEK in a device and a policy may take their time, so where
+        anybody else waits for this transaction, all is done beforehand too, and only what has changed again.
+        """
+        attested = self._attested(session_id, token)
+        earlier: _Judgement | None = None
+        if not self.quick:
+            with self._state.database.read_connection() as connection:
+                earlier = self._judge(connection, attested, path)
+
+        def decide(connection: Connection) -> tuple[AuditEvent, dict[str, str] | CloisterError]:
+            judgement = self._judge(connection, attested, path, earlier)
+            return judgement.event, judgement.answer
+
+        released = self._state.journal.submit(decide)
+        released.add_done_callback(lambda done: self._log_release(done, path, attested.tee))
+        return released
 
     def release(
         self, path: protocol.ResourcePath, *, session_id: str | None, token: str | None
     ) -> dict[str, str]:
-        """Step 3: the resource as a JWE to the TEE's key."""
-        attested = self._attested(session_id, token)
-        findings = _Findings(attested.tee, attested.evidence_digest, attested.context)
-        decision = self._decide(attested, path, findings)
-        if not decision.allowed:
-            self._refuse(findings, str(path), decision.reason, "PolicyDeny", decision.policy_ids)
+        """As ``begin_release``, but waits."""
+        return self.begin_release(path, session_id=session_id, token=token).result()
+
+    def administer(self, token: str | None, needs: Permission) -> Administration:
+        """Administration on behalf of the role of an admin token that has a permission."""
+        if token is None:
+            raise Refused("AdminAuth", "administration needs a bearer token")
         try:
-            with self._state.database.write() as transaction:
-                data, version = load_version(transaction, self._state.kek, path)
-                answer = encrypt(attested.key, data)
-                named = f"{path.path}?version={version}"
-                event = self._event("release", findings, named, decision.reason, decision.policy_ids)
-                append(transaction, event, self._state.audit_key)
+            role = check_admin_token(token, self._state.admin_key.public_key(), self._clock(), needs=needs)
         except CloisterError as error:
-            self._refuse(
-                findings, str(path), _one_line(error), "PluginInternalError", decision.policy_ids, error
-            )
-        self._log.info("released", resource=path.path, version=version, tee=attested.tee)
-        return answer
+            self._log.warning("admin token refused", reason=error.message)
+            raise Refused("AdminAuth", error.message) from error
+        return self._state.administration().acting(f"role:{role}")
 
-    def store(self, path: protocol.ResourcePath, data: bytes, *, token: str | None) -> StoredVersion:
-        """Add a version of a resource."""
-        self._check_admin(token)
-        if not data:
-            raise Refused("PluginInternalError", "a resource cannot be empty")
-        now = self._clock()
-        with self._state.database.write() as transaction:
-            created = now.isoformat(timespec="seconds")
-            stored = store_version(transaction, self._state.kek, path, data, created=created)
-            event = AuditEvent(
-                kind="stored",
-                time=now,
-                subject="role:admin",
-                resource=f"{path.path}?version={stored.version}",
-            )
-            append(transaction, event, self._state.audit_key)
-        self._log.info("stored", resource=path.path, version=stored.version)
-        return stored
-
-    def delete(self, path: protocol.ResourcePath, *, token: str | None) -> None:
-        """Delete a resource, or the version of it that the path names."""
-        self._check_admin(token)
-        with self._state.database.write() as transaction:
-            if not delete_versions(transaction, path):
-                raise Refused("PluginInternalError", f"resource not found: {path}")
-            event = AuditEvent(kind="deleted", time=self._clock(), subject="role:admin", resource=str(path))
-            append(transaction, event, self._state.audit_key)
-        self._log.info("deleted", resource=str(path))
-
-    def resources(self, *, token: str | None) -> list[StoredVersion]:
-        """Every stored version."""
-        self._check_admin(token)
-        with self._state.database.read() as transaction:
-            return list_versions(transaction)
-
-    def _appraise(
-        self, attestation: protocol.Attestation, nonce: str, now: datetime, findings: _Findings
-    ) -> tuple[AttestedTee, str]:
-        tee = findings.tee
-        composite = attestation.evidence()
-        raw = protocol.evidence_bytes(tee, composite.primary_evidence)
-        findings.evidence_digest = hashlib.sha256(raw).hexdigest()
-        if not hmac.compare_digest(attestation.runtime_data.nonce.encode(), nonce.encode()):
-            raise BindingMismatch("the nonce is not the one of this session's challenge")
-        if composite.additional_evidence not in ("", "{}"):
-            raise MalformedInput("evidence of additional devices is not accepted")
-        # 2. The TEE key.
-        key = TeePublicKey.from_jwk(attestation.runtime_data.tee_pubkey)
-        # 3. Genuine?
-        claims = self._verify(tee, raw, now)
-        findings.claims = claims.to_mapping()
-        # 4. About this nonce and this key?
-        check_binding(claims, protocol.runtime_data(nonce, key, composite.additional_evidence))
-        # 5. Acceptable?
-        result = appraise(claims, self._reference_values(), now)
-        findings.claims = policy_context(claims.to_mapping(), result.tier.name.lower(), tee)
-        # 6. Say so.
-        attested = AttestedTee(
-            tee=tee, key=key, context=findings.claims, evidence_digest=findings.evidence_digest
-        )
-        return attested, self._issue(result, attested, now)
-
-    def _verify(self, tee: str, raw: bytes, now: datetime) -> Claims:
-        roots = None if self._simulated_root is None else [*vendor_roots(tee), self._simulated_root]
-        return verify_evidence(tee, raw, self._endorsements(tee), now, roots=roots)
+    def audit_entries(self, token: str | None, after: int, limit: int) -> list[dict[str, Any]]:
+        """At most ``limit`` entries of the audit log after a sequence number."""
+        self.administer(token, "audit")
+        with self._state.database.read() as session:
+            return entries_after(session, after, limit)
 
     def _issue(self, result: AttestationResult, attested: AttestedTee, now: datetime) -> str:
         return issue_ear(
-            result, tee_pubkey=attested.key.jwk, key=self._state.token_key, now=now, ttl_s=self._token_ttl_s
+            result,
+            tee_pubkey=attested.key.jwk,
+            key=self._state.token_key,
+            now=now,
+            ttl_s=self._token_ttl_s,
+            annotations=init_data_annotations(attested),
         )
 
     def _attested(self, session_id: str | None, token: str | None) -> AttestedTee:
@@ -241,7 +208,7 @@ class Broker:
         if token is not None:
             try:
                 claims = verify_ear(token, [self._state.token_key.public_key()], now)
-                return tee_of_token(claims, self._sessions.evidence_of(token))
+                return tee_of_token(claims, self._sessions.evidence_of(token, now))
             except CloisterError as error:
                 raise Refused("TokenVerifierError", _one_line(error)) from error
         attested = self._sessions.attested(session_id, now) if session_id else None
@@ -249,43 +216,95 @@ class Broker:
             raise Refused("TokenNotFound", "no attested session and no token: attest first")
         return attested
 
-    def _decide(self, attested: AttestedTee, path: protocol.ResourcePath, findings: _Findings) -> Decision:
-        try:
-            policy = self._policy()
-        except ConfigError as error:
-            self._refuse(findings, str(path), error.message, "PolicyEngine", (), error)
-        attributes = {"repository": path.repository, "type": path.type, "tag": path.tag}
-        resource = Entity("Resource", path.path, attributes)
-        return policy.decide(Entity("Tee", attested.tee), "release", resource, attested.context)
-
-    def _check_admin(self, token: str | None) -> None:
-        if token is None:
-            raise Refused("AdminAuth", "administration needs a bearer token")
-        try:
-            check_admin_token(token, self._state.admin_key.public_key(), self._clock())
-        except CloisterError as error:
-            self._log.warning("admin token refused", reason=error.message)
-            raise Refused("AdminAuth", error.message) from error
-
-    def _refuse(
+    def _judge(
         self,
-        findings: _Findings,
+        connection: Connection,
+        attested: AttestedTee,
+        path: protocol.ResourcePath,
+        earlier: _Judgement | None = None,
+    ) -> _Judgement:
+        """May it be released, and what is the message? Of an earlier judgement, what still holds is kept."""
+        findings = Findings(attested.tee, attested.evidence_digest, attested.context)
+        decision: Decision | None = None
+        try:
+            standing = standing_of(connection, path)
+            if standing.revoked is not None:
+                raise Refused("PolicyDeny", f"{path} is revoked: {standing.revoked}")
+            if earlier is not None and earlier.standing == standing:
+                decision = earlier.decision
+            decision = decision or self._decide(attested, path, standing)
+            if not decision.allowed:
+                raise Refused("PolicyDeny", decision.reason)
+            found = find_version(connection, path)
+            if earlier is not None and earlier.version_id == found.id and isinstance(earlier.answer, dict):
+                message = earlier.answer
+            else:
+                message = encrypt(attested.key, self._open(path, found))
+        except CloisterError as error:
+            variant = "PluginInternalError" if decision or not _is_config(error) else "PolicyEngine"
+            ids = decision.policy_ids if decision else ()
+            event, refused = self._refusal(findings, str(path), error, variant, ids)
+            return _Judgement(event, refused)
+        named = f"{path.path}?version={found.version}"
+        event = self._event("release", findings, named, decision.reason, decision.policy_ids)
+        return _Judgement(event, message, standing, decision, found.id)
+
+    def _open(self, path: protocol.ResourcePath, found: SealedVersion) -> bytes:
+        try:
+            return open_version(self._state.kek, path, found)
+        except KeyUnavailable as error:  # the KEK's provider does not answer: nobody has refused anything
+            raise CannotNow("PluginInternalError", error.message) from error
+
+    def _decide(self, attested: AttestedTee, path: protocol.ResourcePath, standing: Standing) -> Decision:
+        request = ReleaseRequest(
+            tee=attested.tee,
+            context=attested.context,
+            repository=path.repository,
+            type=path.type,
+            tag=path.tag,
+            version=standing.version,
+            old=standing.old,
+            query={} if path.version is None else {"version": str(path.version)},
+            claims=lambda: attestation_claims(attested),
+            init_data=attested.init_data,
+            reference_values=self._rego_values,
+        )
+        decision = self._policy().decide(request)
+        if standing.old and not decision.allowed:
+            reason = f"version {standing.version} is older than {standing.minimum}, the oldest released"
+            return Decision(False, decision.policy_ids, f"{reason}; {decision.reason}")
+        return decision
+
+    def _refusal(
+        self,
+        findings: Findings,
         resource: str,
-        reason: str,
+        cause: BaseException,
         variant: str,
-        policy_ids: Sequence[str],
-        cause: BaseException | None = None,
-    ) -> NoReturn:
+        policy_ids: Sequence[str] = (),
+    ) -> tuple[AuditEvent, Refused]:
+        reason = _one_line(cause)
         event = self._event("refusal", findings, resource, reason, policy_ids)
-        with self._state.database.write() as transaction:
-            append(transaction, event, self._state.audit_key)
-        self._log.warning("refused", tee=findings.tee, resource=resource, reason=reason)
         # The owner's files are the owner's business: what is wrong in them is in the log, not in the answer.
         shown = "the broker's configuration is broken; its log says how" if _is_config(cause) else reason
-        raise Refused(variant, shown) from cause
+        kind = CannotNow if isinstance(cause, CannotNow | TransportError) else Refused
+        refused = kind(cause.variant if isinstance(cause, Refused) else variant, shown)
+        refused.__cause__ = cause
+        return event, refused
+
+    def _log_release(self, done: Future[dict[str, str]], path: protocol.ResourcePath, tee: str) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None:
+            self._log.info("released", resource=str(path), tee=tee)
+        else:
+            self._log_refusal(tee, str(path), error)
+
+    def _log_refusal(self, tee: str, resource: str, error: BaseException) -> None:
+        reason = _one_line(error.__cause__ if isinstance(error.__cause__, CloisterError) else error)
+        self._log.warning("refused", tee=tee, resource=resource, reason=reason)
 
     def _event(
-        self, kind: Kind, findings: _Findings, resource: str, reason: str, policy_ids: Sequence[str]
+        self, kind: Kind, findings: Findings, resource: str, reason: str, policy_ids: Sequence[str]
     ) -> AuditEvent:
         return AuditEvent(
             kind=kind,

@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from cloister.errors import ConfigError
+from cloister.crypto.keys import SecretKey
+from cloister.errors import ConfigError, MalformedInput
 
 MAX_FILE_BYTES = 1 << 16
 
@@ -107,6 +108,16 @@ def load_or_make_p256(path: Path) -> ec.EllipticCurvePrivateKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
         raise ConfigError(f"{path} does not hold a P-256 key")
     return key
+
+
+def load_or_make_secret(path: Path) -> SecretKey:
+    """The 32-byte key in a file, made on first use."""
+    if not path.exists():
+        write_new(path, SecretKey.generate().raw)
+    try:
+        return SecretKey(read_private(path))
+    except MalformedInput as error:
+        raise ConfigError(f"{path} does not hold a key of 32 bytes") from error
 
 
 def _pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:

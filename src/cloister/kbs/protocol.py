@@ -16,10 +16,7 @@ Sources: Trustee, kbs/docs/kbs_attestation_protocol.md; kbs-types, src/lib.rs.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -82,7 +79,7 @@ class TeeEvidence(msgspec.Struct, frozen=True, kw_only=True):
     additional_evidence: str = ""
 
 
-class Attestation(msgspec.Struct, frozen=True, kw_only=True):
+class Attestation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Step 2, from the TEE."""
 
     runtime_data: RuntimeData = msgspec.field(name="runtime-data")
@@ -161,18 +158,20 @@ def check_request(request: Request) -> None:
             raise MalformedInput(f"this broker needs the hash algorithm {HASH_ALGORITHM}")
 
 
-def check_challenge(challenge: Challenge) -> None:
-    """Establish, in the client, that the broker asks for nothing we cannot do.
+def check_challenge(challenge: Challenge) -> str:
+    """Establish, in the client, that the broker asks for nothing we cannot do; returns its hash algorithm.
 
     Raises:
-        MalformedInput: no nonce, or another hash algorithm is demanded.
+        MalformedInput: no nonce, or a hash algorithm is demanded that we did not offer.
     """
     if not challenge.nonce:
         raise MalformedInput("challenge: empty nonce")
     if isinstance(challenge.extra_params, dict):
-        selected = challenge.extra_params.get("selected-hash-algorithm", HASH_ALGORITHM)
-        if str(selected).lower() != HASH_ALGORITHM:
-            raise MalformedInput(f"challenge: hash algorithm {str(selected)[:20]!r} is not supported")
+        selected = str(challenge.extra_params.get("selected-hash-algorithm", HASH_ALGORITHM)).lower()
+        if selected not in SUPPORTED_HASH_ALGORITHMS:
+            raise MalformedInput(f"challenge: hash algorithm {selected[:20]!r} is not supported")
+        return selected
+    return HASH_ALGORITHM
 
 
 def runtime_data(nonce: str, key: TeePublicKey, additional_evidence: str = "") -> dict[str, Any]:
@@ -222,53 +221,6 @@ class ResourcePath:
 
     def __str__(self) -> str:
         return self.path if self.version is None else f"{self.path}?version={self.version}"
-
-
-def evidence_bytes(tee: str, primary: Any) -> bytes:
-    """The vendor's own bytes inside ``primary_evidence``.
-
-    Raises:
-        MalformedInput: a TEE whose evidence is not accepted, or evidence in another shape.
-    """
-    shape = _EVIDENCE_SHAPES.get(tee)
-    if shape is None:
-        raise MalformedInput(f"evidence of TEE {tee!r} is not accepted")
-    return shape[0](primary)
-
-
-def primary_evidence(tee: str, raw: bytes) -> dict[str, Any]:
-    """The wire form of a vendor's bytes: inverse of ``evidence_bytes``."""
-    shape = _EVIDENCE_SHAPES.get(tee)
-    if shape is None:
-        raise MalformedInput(f"evidence of TEE {tee!r} cannot be sent")
-    return shape[1](raw)
-
-
-def _quote(primary: Any) -> bytes:
-    if not isinstance(primary, Mapping) or not isinstance(primary.get("quote"), str):
-        raise MalformedInput("primary_evidence: 'quote' is missing")
-    try:
-        return base64.b64decode(primary["quote"], validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MalformedInput("primary_evidence: 'quote' is not base64") from error
-
-
-def _b64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode("ascii")
-
-
-def _tdx(raw: bytes) -> dict[str, Any]:
-    return {"cc_eventlog": None, "quote": _b64(raw)}
-
-
-def _sgx(raw: bytes) -> dict[str, Any]:
-    return {"quote": _b64(raw)}
-
-
-_EVIDENCE_SHAPES: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], dict[str, Any]]]] = {
-    "tdx": (_quote, _tdx),
-    "sgx": (_quote, _sgx),
-}
 
 
 def _converted(value: Any, form: type[T], what: str) -> T:

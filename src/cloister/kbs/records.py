@@ -1,7 +1,8 @@
-"""The broker's database: resources with their versions, the audit log, and the version of this schema.
+"""The broker's database: resources with their versions, the audit log, and sessions that brokers share.
 
 Nothing secret is stored in the clear: a version holds an envelope (see ``cloister.kbs.kek``). SQLite runs in
 WAL mode with full synchronisation, so that what was acknowledged survives the process and a power failure.
+Several brokers can use one PostgreSQL database. How the tables come to be: ``cloister.kbs.migrations``.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ForeignKey,
+    Integer,
     LargeBinary,
     String,
     Text,
     UniqueConstraint,
+    bindparam,
     create_engine,
     event,
     select,
@@ -29,11 +33,12 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, rela
 
 from cloister.errors import ConfigError, KeyUnavailable
 from cloister.kbs.kek import OVERHEAD_BYTES, Envelope, KekProvider, open_envelope, seal_envelope
+from cloister.kbs.migrations import migrate
 from cloister.kbs.protocol import ResourcePath
 from cloister.settings import KeysSettings
 
-SCHEMA_VERSION = 1
 _BEGIN = "cloister_begin"
+_LONG = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
@@ -82,7 +87,7 @@ class AuditRow(Base):
     """One audit entry as canonical JSON, and its hash."""
 
     __tablename__ = "audit_entries"
-    sequence: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    sequence: Mapped[int] = mapped_column(_LONG, primary_key=True, autoincrement=False)
     body: Mapped[str] = mapped_column(Text)
     hash: Mapped[str] = mapped_column(String(64))
 
@@ -92,9 +97,60 @@ class AuditHeadRow(Base):
 
     __tablename__ = "audit_head"
     id: Mapped[int] = mapped_column(primary_key=True)
-    sequence: Mapped[int]
+    sequence: Mapped[int] = mapped_column(_LONG)
     hash: Mapped[str] = mapped_column(String(64))
     signature: Mapped[str] = mapped_column(String(128))
+
+
+class AuditCheckpointRow(Base):
+    """The audit log's length and last hash at some time, signed: see ``cloister.kbs.checkpoints``."""
+
+    __tablename__ = "audit_checkpoints"
+    sequence: Mapped[int] = mapped_column(_LONG, primary_key=True, autoincrement=False)
+    time: Mapped[str] = mapped_column(String(40))
+    hash: Mapped[str] = mapped_column(String(64))
+    signature: Mapped[str] = mapped_column(String(128))
+
+
+class SessionRow(Base):
+    """A session that several brokers share, sealed: see ``cloister.kbs.shared_sessions``."""
+
+    __tablename__ = "sessions"
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    expires: Mapped[int] = mapped_column(BigInteger, index=True)
+    state: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class StandingRow(Base):
+    """What holds for a path besides its versions (``cloister.kbs.standing``); it outlives them."""
+
+    __tablename__ = "resource_standing"
+    repository: Mapped[str] = mapped_column(String(128), primary_key=True)
+    type: Mapped[str] = mapped_column(String(128), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(128), primary_key=True)
+    minimum_version: Mapped[int] = mapped_column(default=0)
+    revoked: Mapped[str | None] = mapped_column(Text, default=None)
+
+
+class RevokedVersionRow(Base):
+    """One version that is not released any more, and why."""
+
+    __tablename__ = "revoked_versions"
+    repository: Mapped[str] = mapped_column(String(128), primary_key=True)
+    type: Mapped[str] = mapped_column(String(128), primary_key=True)
+    tag: Mapped[str] = mapped_column(String(128), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    reason: Mapped[str] = mapped_column(Text)
+
+
+class DocumentRow(Base):
+    """A policy or reference value that was set through the broker's administration."""
+
+    __tablename__ = "documents"
+    name: Mapped[str] = mapped_column(String(160), primary_key=True)
+    revision: Mapped[int]
+    body: Mapped[str] = mapped_column(Text)
+    updated: Mapped[str] = mapped_column(String(40))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +172,10 @@ class Database:
         self.engine = open_engine(url)
         self._writing = threading.Lock()
         self._writer = self.engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
-        with self.write() as session:
-            Base.metadata.create_all(session.connection())
-            _check_schema(session)
+        self.local = self.engine.dialect.name == "sqlite"
+        """Whether the database is a file of this machine, with this broker for its only one."""
+        with self.write_connection() as connection:
+            migrate(connection)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -142,6 +199,26 @@ class Database:
         opened = Session(self._writer, expire_on_commit=False)
         with _translated(), self._writing, opened as session, session.begin():
             yield session
+
+    @contextmanager
+    def read_connection(self) -> Iterator[Connection]:
+        """As ``read``, without the mapped classes."""
+        with _translated(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """As ``read_connection``: everything that is read is of one moment, whatever is written meanwhile."""
+        with _translated(), self.engine.connect() as connection:
+            if not self.local:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            yield connection
+
+    @contextmanager
+    def write_connection(self) -> Iterator[Connection]:
+        """As ``write``, without the mapped classes."""
+        with _translated(), self._writing, self._writer.connect() as connection, connection.begin():
+            yield connection
 
     def close(self) -> None:
         """Close every connection."""
@@ -226,6 +303,36 @@ def store_version(
     return StoredVersion(path.path, row.last_version, len(data), created, envelope.kek_id)
 
 
+@dataclass(frozen=True, slots=True)
+class SealedVersion:
+    """One version as it is stored."""
+
+    id: int
+    version: int
+    envelope: Envelope
+
+
+def find_version(connection: Connection, path: ResourcePath) -> SealedVersion:
+    """The newest version of a resource, or the one that the path names.
+
+    Raises:
+        KeyUnavailable: no such resource, or no such version.
+    """
+    row = connection.execute(_SEALED if path.version is None else _SEALED_VERSION, _names(path)).first()
+    if row is None:
+        raise KeyUnavailable(f"resource not found: {path}")
+    return SealedVersion(row.id, row.version, Envelope(row.wrapped_key, row.ciphertext, row.kek_id))
+
+
+def open_version(kek: KekProvider, path: ResourcePath, found: SealedVersion) -> bytes:
+    """The bytes of a version.
+
+    Raises:
+        BadCiphertext: the record was changed at rest.
+    """
+    return open_envelope(kek, found.envelope, context_of(path, found.version))
+
+
 def load_version(session: Session, kek: KekProvider, path: ResourcePath) -> tuple[bytes, int]:
     """The resource's bytes and its version.
 
@@ -233,14 +340,8 @@ def load_version(session: Session, kek: KekProvider, path: ResourcePath) -> tupl
         KeyUnavailable: no such resource, or no such version.
         BadCiphertext: the record was changed at rest.
     """
-    query = _versions_of(path).order_by(VersionRow.version.desc()).limit(1)
-    if path.version is not None:
-        query = query.where(VersionRow.version == path.version)
-    row = session.scalars(query).first()
-    if row is None:
-        raise KeyUnavailable(f"resource not found: {path}")
-    envelope = Envelope(row.wrapped_key, row.ciphertext, row.kek_id)
-    return open_envelope(kek, envelope, context_of(path, row.version)), row.version
+    found = find_version(session.connection(), path)
+    return open_version(kek, path, found), found.version
 
 
 def delete_versions(session: Session, path: ResourcePath) -> int:
@@ -295,12 +396,26 @@ def _versions_of(path: ResourcePath) -> Any:
     )
 
 
-def _check_schema(session: Session) -> None:
-    row = session.get(SchemaRow, 1)
-    if row is None:
-        session.add(SchemaRow(id=1, version=SCHEMA_VERSION))
-    elif row.version != SCHEMA_VERSION:
-        raise ConfigError(f"database has schema version {row.version}, this broker needs {SCHEMA_VERSION}")
+def _names(path: ResourcePath) -> dict[str, Any]:
+    names: dict[str, Any] = {"repository": path.repository, "type": path.type, "tag": path.tag}
+    return names if path.version is None else {**names, "number": path.version}
+
+
+# Made once: these run for every release.
+_SEALED = (
+    select(
+        VersionRow.id, VersionRow.version, VersionRow.kek_id, VersionRow.wrapped_key, VersionRow.ciphertext
+    )
+    .join(VersionRow.resource)
+    .where(
+        ResourceRow.repository == bindparam("repository"),
+        ResourceRow.type == bindparam("type"),
+        ResourceRow.tag == bindparam("tag"),
+    )
+    .order_by(VersionRow.version.desc())
+    .limit(1)
+)
+_SEALED_VERSION = _SEALED.where(VersionRow.version == bindparam("number"))
 
 
 @contextmanager

@@ -6,130 +6,138 @@ path                                        method credential           answer
 /kbs/v0/auth                                POST   none                 challenge, session cookie
 /kbs/v0/attest                              POST   session cookie       attestation result token
 /kbs/v0/resource/{repository}/{type}/{tag}  GET    cookie or bearer     JWE; ``?version=n`` for an older one
-same                                        POST   admin bearer         raw body stored as a new version
-same                                        DELETE admin bearer         all versions, or ``?version=n``
-/kbs/v0/resource                            GET    admin bearer         every stored version
 /healthz                                    GET    none                 ``{"status": "ok"}``
 =========================================== ====== ==================== ==================================
+
+Administration is in ``cloister.kbs.adminroutes``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import json
+import functools
+import gc
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import uvicorn
-from cryptography import x509
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from structlog.typing import FilteringBoundLogger
 
-from cloister.attest.appraisal import ReferenceValues
-from cloister.attest.model import Endorsements
-from cloister.attest.verifier import parse_endorsements
-from cloister.errors import CloisterError, ConfigError, MalformedInput
+from cloister.errors import CloisterError, ConfigError
 from cloister.kbs import protocol
-from cloister.kbs.broker import Broker, Refused
+from cloister.kbs.adminroutes import AdminRoutes
+from cloister.kbs.appraiser import Appraiser
+from cloister.kbs.broker import Broker
+from cloister.kbs.gate import Gate
 from cloister.kbs.logs import json_logger
-from cloister.kbs.reload import ReloadedFile
-from cloister.kbs.sessions import SessionTable
+from cloister.kbs.metrics import BrokerMetrics, MetricsPort
+from cloister.kbs.refused import CannotNow, Refused
+from cloister.kbs.requests import TooLarge, bearer, read_body, resource_path
+from cloister.kbs.sessions import Sessions, SessionTable
+from cloister.kbs.shared_sessions import SharedSessions
 from cloister.kbs.state import BrokerState, open_state
-from cloister.policy.cedar import CedarPolicy, release_policy
+from cloister.kbs.stored import policy_source, reference_values_source
+from cloister.kbs.trust import endorsements_source, read_simulated_root
+from cloister.kbs.trustee import AttestationPolicies
+from cloister.kbs.wire import GatheringProtocol
 from cloister.settings import KeysSettings
 
 MAX_AUTH_BYTES = 16 << 10
 MAX_ATTEST_BYTES = 1 << 20
-MAX_RESOURCE_BYTES = 1 << 20
+QUICK_ATTEST_BYTES = 32 << 10
+"""A message with one quote and its certificates is shorter; longer ones do not hold up the event loop."""
 _GRACE_S = 5
+_SWITCH_S = 0.0005
+"""How long the event loop may make the journal's thread wait for the interpreter, and the other way round."""
+T = TypeVar("T")
+_RESOURCE = "/kbs/v0/resource/{path:path}"
 
 
-class TooLarge(MalformedInput):
-    """A body over the limit of its route."""
+class ReleaseDesk(Protocol):
+    """Who releases: a ``Broker``, or a key cache on its behalf. Each method blocks, and may raise Refused."""
+
+    def challenge(self, body: bytes) -> tuple[str, protocol.Challenge]:
+        """Step 1: a session id for the cookie, and the challenge."""
+        ...
+
+    def attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
+        """Step 2: appraise the evidence, issue a token."""
+        ...
+
+    def release(
+        self, path: protocol.ResourcePath, *, session_id: str | None, token: str | None
+    ) -> dict[str, str]:
+        """Step 3: the resource as a JWE to the TEE's key."""
+        ...
 
 
-class Routes:
-    """The HTTP handlers of one broker; each reads a bounded body and hands over to a thread."""
+class ReleaseRoutes:
+    """The three steps of the protocol over HTTP; each reads a bounded body and hands over to a thread."""
 
-    def __init__(self, broker: Broker, log: FilteringBoundLogger) -> None:
-        self._broker = broker
+    def __init__(self, desk: ReleaseDesk, log: FilteringBoundLogger) -> None:
+        self._desk = desk
         self._log = log
 
     def table(self) -> list[Route]:
         """Every route."""
-        resource = "/kbs/v0/resource/{path:path}"
         return [
             Route("/kbs/v0/auth", self.auth, methods=["POST"]),
             Route("/kbs/v0/attest", self.attest, methods=["POST"]),
-            Route("/kbs/v0/resource", self.list_resources, methods=["GET"]),
-            Route(resource, self.get_resource, methods=["GET"]),
-            Route(resource, self.post_resource, methods=["POST"]),
-            Route(resource, self.delete_resource, methods=["DELETE"]),
+            Route(_RESOURCE, self.get_resource, methods=["GET"]),
+            Route("/kbs/v0/{plugin}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/kbs/v0/{plugin}/{rest:path}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/healthz", _health, methods=["GET"]),
         ]
 
     async def auth(self, request: Request) -> Response:
         """Step 1 of the protocol."""
-        body = await _body(request, MAX_AUTH_BYTES)
-        session_id, challenge = await run_in_threadpool(self._broker.challenge, body)
+        body = await read_body(request, MAX_AUTH_BYTES)
+        session_id, challenge = await self._challenge(body)
         response = Response(protocol.render(challenge), media_type="application/json")
         response.set_cookie(protocol.COOKIE, session_id, httponly=True, secure=True, samesite="strict")
         return response
 
     async def attest(self, request: Request) -> Response:
         """Step 2 of the protocol."""
-        body = await _body(request, MAX_ATTEST_BYTES)
-        session_id = request.cookies.get(protocol.COOKIE)
-        answer = await run_in_threadpool(self._broker.attest, session_id, body)
+        body = await read_body(request, MAX_ATTEST_BYTES)
+        answer = await self._attest(request.cookies.get(protocol.COOKIE), body)
         return Response(protocol.render(answer), media_type="application/json")
 
     async def get_resource(self, request: Request) -> Response:
         """Step 3 of the protocol."""
-        message = await run_in_threadpool(
-            self._broker.release,
-            _path(request),
-            session_id=request.cookies.get(protocol.COOKIE),
-            token=_bearer(request),
-        )
-        return JSONResponse(message)
+        session_id = request.cookies.get(protocol.COOKIE)
+        return JSONResponse(await self._release(resource_path(request), session_id, bearer(request)))
 
-    async def post_resource(self, request: Request) -> Response:
-        """Store a version."""
-        path = _path(request)
-        body = await _body(request, MAX_RESOURCE_BYTES)
-        stored = await run_in_threadpool(self._broker.store, path, body, token=_bearer(request))
-        return JSONResponse({"version": stored.version})
+    async def _challenge(self, body: bytes) -> tuple[str, protocol.Challenge]:
+        return await run_in_threadpool(self._desk.challenge, body)
 
-    async def delete_resource(self, request: Request) -> Response:
-        """Delete versions."""
-        await run_in_threadpool(self._broker.delete, _path(request), token=_bearer(request))
-        return JSONResponse({})
+    async def _attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
+        return await run_in_threadpool(self._desk.attest, session_id, body)
 
-    async def list_resources(self, request: Request) -> Response:
-        """Every stored version, never its content."""
-        stored = await run_in_threadpool(self._broker.resources, token=_bearer(request))
-        return JSONResponse(
-            [
-                {"uri": f"kbs:///{v.path}", "version": v.version, "bytes": v.size, "created": v.created}
-                for v in stored
-            ]
-        )
+    async def _release(
+        self, path: protocol.ResourcePath, session_id: str | None, token: str | None
+    ) -> dict[str, str]:
+        return await run_in_threadpool(self._desk.release, path, session_id=session_id, token=token)
 
     async def on_error(self, _request: Request, error: Exception) -> Response:
         """Every failure as an error body of the protocol; of what is unexpected only the log learns more."""
         if isinstance(error, Refused):
             self._log.debug("request refused", variant=error.variant, detail=error.message)
-            return _error(error.variant, error.message)
+            return _error(error.variant, error.message, status=503 if isinstance(error, CannotNow) else None)
         if isinstance(error, TooLarge):
             return _error("SerdeError", error.message, status=413)
         if isinstance(error, HTTPException):
@@ -137,11 +145,53 @@ class Routes:
         reason = error.message if isinstance(error, CloisterError) else ""
         self._log.error("request failed", error=type(error).__name__, reason=reason)
         if isinstance(error, CloisterError):
-            return _error("PluginInternalError", "the broker cannot do this now; its log says why")
+            # Not 401, which would say that the key is refused: a cache that holds it would have to drop it.
+            detail = "the broker cannot do this now; its log says why"
+            return _error("PluginInternalError", detail, status=503)
         return _error("PluginInternalError", "internal error", status=500)
 
 
-class _Server(uvicorn.Server):
+class Routes(ReleaseRoutes):
+    """All HTTP handlers of one broker: the protocol, and administration.
+
+    A step of the protocol takes a millisecond where it waits for nothing; handing it to a thread and back
+    would take as long again. So the event loop does it, except for long evidence and for a broker whose
+    database or KEK is elsewhere. For the audit log's disk nobody waits but the request itself.
+    """
+
+    def __init__(
+        self, broker: Broker, log: FilteringBoundLogger, settings: KeysSettings, metrics: BrokerMetrics
+    ) -> None:
+        super().__init__(broker, log)
+        self._broker = broker
+        self._metrics = metrics
+        self._administration = AdminRoutes(broker, settings)
+
+    def table(self) -> list[Route]:
+        """Every route."""
+        return [*self._administration.table(), *super().table()]
+
+    async def on_error(self, request: Request, error: Exception) -> Response:
+        """See ``ReleaseRoutes``."""
+        if isinstance(error, Refused):
+            self._metrics.refused(error.variant)
+        return await super().on_error(request, error)
+
+    async def _challenge(self, body: bytes) -> tuple[str, protocol.Challenge]:
+        return self._broker.challenge(body)
+
+    async def _attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
+        quick = self._broker.quick and len(body) <= QUICK_ATTEST_BYTES
+        return await _begun(self._broker.begin_attest, session_id, body, quick=quick)
+
+    async def _release(
+        self, path: protocol.ResourcePath, session_id: str | None, token: str | None
+    ) -> dict[str, str]:
+        begin = functools.partial(self._broker.begin_release, path, session_id=session_id, token=token)
+        return await _begun(begin, quick=self._broker.quick)
+
+
+class QuietServer(uvicorn.Server):
     """Ends normally on SIGTERM and SIGINT; the original raises the signal again after it has stopped."""
 
     @contextlib.contextmanager
@@ -162,27 +212,45 @@ def create_app(settings: KeysSettings, *, log: FilteringBoundLogger | None = Non
     """
     log = log or json_logger(settings.log_level)
     now = datetime.now(UTC)
-    policy = _policy_source(settings)
-    root = _simulated_root(settings)
+    root = read_simulated_root(settings.simulated_root)
     state = open_state(settings, now)
+    try:
+        policy = policy_source(settings, state.database)
+        reference_values = reference_values_source(settings, state.database)
+        endorsements = endorsements_source(settings.collateral)
+    except CloisterError:
+        state.close()
+        raise
+    stored = AttestationPolicies(state.administration().documents)
     broker = Broker(
         state,
-        SessionTable(settings.session_ttl_s),
+        _sessions(settings, state),
         policy=policy,
-        reference_values=_reference_source(settings),
-        endorsements=_endorsements_source(settings),
-        simulated_root=root,
+        appraiser=Appraiser(
+            reference_values=reference_values,
+            endorsements=endorsements,
+            simulated_root=root,
+            allow_sample=settings.allow_sample,
+            refine=stored.refine,
+        ),
+        allow_sample=settings.allow_sample,
+        rego_values=stored.reference_values,
         token_ttl_s=settings.token_ttl_s,
         log=log,
     )
     if root is not None:
         log.warning("a simulated root is trusted: keys may go to TEEs that protect nothing")
-    routes = Routes(broker, log)
+    metrics = BrokerMetrics(state.journal)
+    routes = Routes(broker, log, settings, metrics)
     handlers: dict[Any, Any] = dict.fromkeys(
         (CloisterError, HTTPException, ClientDisconnect, Exception), routes.on_error
     )
-    app = Starlette(routes=routes.table(), exception_handlers=handlers, lifespan=_closing(state))
+    gate = Middleware(Gate, metrics=metrics, per_s=settings.rate_limit)
+    app = Starlette(
+        routes=routes.table(), exception_handlers=handlers, lifespan=_closing(state), middleware=[gate]
+    )
     app.state.broker = broker
+    app.state.metrics = metrics
     return app
 
 
@@ -192,32 +260,53 @@ def run_broker(settings: KeysSettings) -> None:
     Raises:
         ConfigError: the address cannot be bound, or a file cannot be used.
     """
+    sys.setswitchinterval(_SWITCH_S)
     log = json_logger(settings.log_level)
     app = create_app(settings, log=log)
     listener = bind(settings.host, settings.port)
+    gc.freeze()  # what the start has made stays: looking through it again would only hold up answers
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     certificate = Path(settings.folder).absolute() / "tls.pem"
     log.info("listening", url=f"https://{shown}:{port}", certificate=str(certificate))
-    with listener:
-        _Server(uvicorn_config(app, settings)).run(sockets=[listener])
+    with listener, _metrics_port(app, settings, log):
+        QuietServer(uvicorn_config(app, settings)).run(sockets=[listener])
     log.info("stopped")
+
+
+@contextlib.contextmanager
+def _metrics_port(app: Starlette, settings: KeysSettings, log: FilteringBoundLogger) -> Iterator[None]:
+    if not settings.metrics_port:
+        yield
+        return
+    port = MetricsPort(app.state.metrics, settings.host, settings.metrics_port)
+    log.info("metrics", port=port.port)
+    try:
+        yield
+    finally:
+        port.close()
 
 
 def uvicorn_config(app: Starlette, settings: KeysSettings) -> uvicorn.Config:
     """How the broker is served: HTTPS with the certificate of its folder."""
     folder = Path(settings.folder)
+    return https_config(app, folder / "tls.pem", folder / "tls.key")
+
+
+def https_config(app: Starlette, certificate: Path, key: Path) -> uvicorn.Config:
+    """How a releaser of keys is served: HTTPS, small requests, nothing of them logged."""
     return uvicorn.Config(
         app,
-        ssl_certfile=str(folder / "tls.pem"),
-        ssl_keyfile=str(folder / "tls.key"),
+        ssl_certfile=str(certificate),
+        ssl_keyfile=str(key),
         log_config=None,
         access_log=False,
         server_header=False,
+        http=GatheringProtocol,
+        proxy_headers=False,  # what says who asks is the connection, not a header that anybody can write
         timeout_graceful_shutdown=_GRACE_S,
         timeout_keep_alive=30,
         limit_concurrency=512,
-        h11_max_incomplete_event_size=16 << 10,
     )
 
 
@@ -244,52 +333,10 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}") from error
 
 
-def _policy_source(settings: KeysSettings) -> Callable[[], CedarPolicy]:
-    if not settings.policy:
-        shipped = release_policy()
-        return lambda: shipped
-    source = ReloadedFile(Path(settings.policy), release_policy)
-    source.get()
-    return source.get
-
-
-def _reference_source(settings: KeysSettings) -> Callable[[], ReferenceValues]:
-    if settings.reference_values:
-        source = ReloadedFile(Path(settings.reference_values), ReferenceValues.from_toml)
-        source.get()
-        return source.get
-
-    def none() -> ReferenceValues:
-        raise ConfigError("no reference values are configured: every attestation is refused")
-
-    return none
-
-
-def _endorsements_source(settings: KeysSettings) -> Callable[[str], Endorsements | None]:
-    if not settings.collateral:
-        return lambda _scheme: None
-    source = ReloadedFile(Path(settings.collateral), _json_object)
-    source.get()
-    return lambda scheme: parse_endorsements(scheme, source.get())
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not JSON") from error
-    if not isinstance(document, dict):
-        raise ConfigError(f"{path}: not a JSON object")
-    return document
-
-
-def _simulated_root(settings: KeysSettings) -> x509.Certificate | None:
-    if not settings.simulated_root:
-        return None
-    try:
-        return x509.load_pem_x509_certificate(Path(settings.simulated_root).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read a certificate from {settings.simulated_root}") from error
+def _sessions(settings: KeysSettings, state: BrokerState) -> Sessions:
+    if state.database.local:
+        return SessionTable(settings.session_ttl_s)
+    return SharedSessions(state.database, state.session_key, settings.session_ttl_s)
 
 
 def _closing(state: BrokerState) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
@@ -303,34 +350,9 @@ def _closing(state: BrokerState) -> Callable[[Starlette], contextlib.AbstractAsy
     return lifespan
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, read only as far as the limit."""
-    declared = request.headers.get("content-length", "0")
-    if not declared.isascii() or not declared.isdigit() or int(declared) > limit:
-        raise TooLarge(f"the body may have {limit} bytes")
-    received = bytearray()
-    async for chunk in request.stream():
-        received += chunk
-        if len(received) > limit:
-            raise TooLarge(f"the body may have {limit} bytes")
-    return bytes(received)
-
-
-def _path(request: Request) -> protocol.ResourcePath:
-    version = request.query_params.get("version")
-    try:
-        if version is not None and not (version.isascii() and version.isdigit() and len(version) < 10):
-            raise MalformedInput("version must be a number")
-        return protocol.ResourcePath.parse(
-            request.path_params["path"], None if version is None else int(version)
-        )
-    except MalformedInput as error:
-        raise Refused("InvalidRequestPath", error.message) from error
-
-
-def _bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+async def _begun(begin: Callable[..., Future[T]], *arguments: Any, quick: bool) -> T:
+    waiting = begin(*arguments) if quick else await run_in_threadpool(begin, *arguments)
+    return waiting.result() if waiting.done() else await asyncio.wrap_future(waiting)
 
 
 def _error(variant: str, detail: str, *, status: int | None = None) -> Response:

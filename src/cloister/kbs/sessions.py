@@ -12,9 +12,9 @@ import hashlib
 import secrets
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from cloister.crypto.jwe import TeePublicKey
 from cloister.kbs.protocol import NONCE_BYTES
@@ -31,6 +31,8 @@ class AttestedTee:
     context: dict[str, Any]
     """The claims that policies see."""
     evidence_digest: str
+    init_data: dict[str, str] = field(default_factory=dict)
+    """Entries of the init data that came with the evidence and that the hardware binds."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,34 @@ class Session:
     nonce: str | None
     """None once it was used."""
     attested: AttestedTee | None = None
+
+
+class Sessions(Protocol):
+    """Where sessions are: a ``SessionTable``, or ``SharedSessions`` of several brokers."""
+
+    def open(self, tee: str, now: datetime) -> tuple[str, str]:
+        """Begin a session; returns its id and nonce."""
+        ...
+
+    def take_nonce(self, session_id: str, now: datetime) -> tuple[str, str] | None:
+        """The TEE name and nonce of a session that has not attested yet; the session is used up by this."""
+        ...
+
+    def attest(self, session_id: str, attested: AttestedTee, now: datetime) -> None:
+        """Record that the session's attestation succeeded."""
+        ...
+
+    def attested(self, session_id: str, now: datetime) -> AttestedTee | None:
+        """The TEE behind a session, if it attested and the session has not expired."""
+        ...
+
+    def remember_token(self, token: str, evidence_digest: str, now: datetime) -> None:
+        """Note on which evidence a token was issued; the token itself is not kept."""
+        ...
+
+    def evidence_of(self, token: str, now: datetime) -> str:
+        """Digest of the evidence behind a token; empty where that is not known."""
+        ...
 
 
 class SessionTable:
@@ -87,14 +117,14 @@ class SessionTable:
             session = self._attested.get(session_id)
         return session.attested if session is not None and session.expires > now else None
 
-    def remember_token(self, token: str, evidence_digest: str) -> None:
+    def remember_token(self, token: str, evidence_digest: str, now: datetime) -> None:
         """Note on which evidence a token was issued; the token itself is not kept."""
         with self._lock:
             self._evidence[_digest(token)] = evidence_digest
             while len(self._evidence) > self._limit:
                 self._evidence.popitem(last=False)
 
-    def evidence_of(self, token: str) -> str:
+    def evidence_of(self, token: str, now: datetime) -> str:
         """Digest of the evidence behind a token; empty for one that another process issued."""
         with self._lock:
             return self._evidence.get(_digest(token), "")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cloister.policy.explain import NearMiss, near_misses
 RELEASE_POLICY = "release.cedar"
 UNSAFE_SIMULATED_POLICY = "unsafe_simulated.cedar"
 RELEASE_SCHEMA = "schema.cedarschema"
+MAX_VALUE_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,8 @@ class Entity:
     type: str
     id: str
     attributes: Mapping[str, Any] | None = None
+    tags: Mapping[str, str] | None = None
+    """Values whose names no schema can know, for ``hasTag`` and ``getTag``."""
 
     @property
     def uid(self) -> dict[str, str]:
@@ -102,7 +106,12 @@ class CedarPolicy:
             "context": dict(context),
         }
         entities = [
-            {"uid": entity.uid, "attrs": dict(entity.attributes or {}), "parents": []}
+            {
+                "uid": entity.uid,
+                "attrs": dict(entity.attributes or {}),
+                "tags": dict(entity.tags or {}),
+                "parents": [],
+            }
             for entity in (principal, resource)
         ]
         try:
@@ -125,7 +134,8 @@ class CedarPolicy:
         if not failed:
             return "no policy permits"
         conditions, name = min(failed, key=lambda item: len(item[0]))
-        return f"no policy permits; closest: {name}, where {' and '.join(conditions)} does not hold"
+        unmet = " and ".join(conditions)
+        return f"no policy permits; closest: {name}, where {unmet} does not hold{_found(unmet, request)}"
 
 
 def shipped(name: str) -> str:
@@ -139,6 +149,19 @@ def release_policy(path: Path | None = None) -> CedarPolicy:
     if path is None:
         return CedarPolicy(shipped(RELEASE_POLICY), schema=schema, origin=RELEASE_POLICY)
     return CedarPolicy.from_file(path, schema=schema)
+
+
+def _found(conditions: str, request: Mapping[str, Any]) -> str:
+    """What was found in place of the claims that unmet conditions speak of; claims are public."""
+    context = request["context"]
+    names = dict.fromkeys(re.findall(r"context\.(\w+)", conditions))
+    shown = [f"{name} is {_short(context[name])}" if name in context else f"no {name}" for name in names]
+    return f" ({', '.join(shown)})" if shown else ""
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= MAX_VALUE_CHARACTERS else f"{text[: MAX_VALUE_CHARACTERS - 1]}…"
 
 
 def _names(diagnostics: cedarpy.Diagnostics) -> list[str]:

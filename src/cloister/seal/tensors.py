@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -43,10 +44,50 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
-class _Tensor(msgspec.Struct, forbid_unknown_fields=True):
+class TensorEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """One tensor of a safetensors header."""
+
     dtype: str
     shape: list[int]
     data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorIndex:
+    """The header of a safetensors file, checked: every tensor lies where it says, without gap or overlap."""
+
+    tensors: tuple[tuple[str, TensorEntry], ...]
+    """In the order of their data."""
+    metadata: dict[str, str]
+    data_offset: int
+    """Where the tensors' bytes begin in the file."""
+
+
+def read_index(sealed: io.RawIOBase) -> TensorIndex:
+    """The header of a safetensors file.
+
+    Raises:
+        MalformedInput: not safetensors; tensors that overlap, leave gaps, or do not have their shape's size.
+    """
+    size = sealed.seek(0, io.SEEK_END)
+    sealed.seek(0)
+    prefix = _read(sealed, 8)
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        raise MalformedInput(f"safetensors header: {length} bytes do not fit into a file of {size}")
+    tensors, metadata = _parse(_read(sealed, length), size - 8 - length)
+    return TensorIndex(tuple(tensors), metadata, 8 + length)
+
+
+def fill_tensor(sealed: io.RawIOBase, offset: int, buffer: memoryview, name: str) -> None:
+    """Read one tensor's bytes straight into where they will be used.
+
+    Raises:
+        MalformedInput: the file ends before.
+    """
+    sealed.seek(offset)
+    if buffer.nbytes and sealed.readinto(buffer) != buffer.nbytes:
+        raise MalformedInput(f"safetensors: the file ends inside tensor {name[:80]!r}")
 
 
 def read_safetensors(sealed: io.RawIOBase) -> dict[str, np.ndarray[Any, Any]]:
@@ -59,29 +100,22 @@ def read_safetensors(sealed: io.RawIOBase) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         MalformedInput: not safetensors; tensors that overlap, leave gaps, or do not have their shape's size.
     """
-    size = sealed.seek(0, io.SEEK_END)
-    sealed.seek(0)
-    prefix = _read(sealed, 8)
-    (length,) = struct.unpack("<Q", prefix)
-    if length > MAX_HEADER_BYTES or 8 + length > size:
-        raise MalformedInput(f"safetensors header: {length} bytes do not fit into a file of {size}")
-    tensors = _parse(_read(sealed, length), size - 8 - length)
+    index = read_index(sealed)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for name, tensor in tensors:
+    for name, tensor in index.tensors:
         array = np.empty(tensor.shape, DTYPES[tensor.dtype])
-        sealed.seek(8 + length + tensor.data_offsets[0])
-        if array.nbytes and sealed.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-            raise MalformedInput(f"safetensors: the file ends inside tensor {name[:80]!r}")
+        offset = index.data_offset + tensor.data_offsets[0]
+        fill_tensor(sealed, offset, array.reshape(-1).view(np.uint8).data, name)
         arrays[name] = array
     return arrays
 
 
-def _parse(document: bytes, data_bytes: int) -> list[tuple[str, _Tensor]]:
-    """The tensors in the order of their data, which they must cover without gap or overlap."""
+def _parse(document: bytes, data_bytes: int) -> tuple[list[tuple[str, TensorEntry]], dict[str, str]]:
+    """The tensors in the order of their data, which they must cover without gap or overlap; the metadata."""
     try:
         fields = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
-        fields.pop("__metadata__", None)
-        tensors = [(name, msgspec.json.decode(raw, type=_Tensor)) for name, raw in fields.items()]
+        metadata = msgspec.json.decode(fields.pop("__metadata__", b"{}"), type=dict[str, str])
+        tensors = [(name, msgspec.json.decode(raw, type=TensorEntry)) for name, raw in fields.items()]
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise MalformedInput(f"safetensors header: {error}") from error
     tensors.sort(key=lambda item: item[1].data_offsets)
@@ -98,7 +132,7 @@ def _parse(document: bytes, data_bytes: int) -> list[tuple[str, _Tensor]]:
         position = end
     if position != data_bytes:
         raise MalformedInput(f"safetensors: tensors cover {position} of {data_bytes} bytes")
-    return tensors
+    return tensors, metadata
 
 
 def _read(sealed: io.RawIOBase, length: int) -> bytes:

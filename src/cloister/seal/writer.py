@@ -7,7 +7,7 @@ import hashlib
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -56,7 +56,47 @@ def seal_file(
         MalformedInput: a field is not of its form, or the source changed while it was read.
         ConfigError: a file cannot be read or written.
     """
-    with _named_errors(), source.open("rb", buffering=0) as plain, replacing(target, mode=0o644) as sealed:
+    with _named_errors(), source.open("rb", buffering=0) as plain:
+        return seal_parts(
+            _slabs(plain),
+            os.fstat(plain.fileno()).st_size,
+            target,
+            key=key,
+            signer=signer,
+            name=name,
+            version=version,
+            sequence=sequence,
+            kind=kind,
+            key_uri=key_uri,
+            key_version=key_version,
+            created=created,
+            progress=progress,
+        )
+
+
+def seal_parts(
+    parts: Iterable[ReadableBuffer],
+    plaintext_bytes: int,
+    target: Path,
+    *,
+    key: SecretKey,
+    signer: SigningKey,
+    name: str,
+    version: str,
+    sequence: int,
+    kind: Literal["mar", "safetensors", "file"],
+    key_uri: str,
+    key_version: int = 1,
+    created: datetime | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> SealedHeader:
+    """As ``seal_file``, of a payload that comes in parts and never has to lie in a file.
+
+    Args:
+        parts: bytes in order; each is asked for when the one before is encrypted.
+        plaintext_bytes: how many there are in all.
+    """
+    with _named_errors(), replacing(target, mode=0o644) as sealed:
         header = SealedHeader(
             name=name,
             version=version,
@@ -64,7 +104,7 @@ def seal_file(
             kind=kind,
             key=key_uri,
             key_version=key_version,
-            plaintext_bytes=os.fstat(plain.fileno()).st_size,
+            plaintext_bytes=plaintext_bytes,
             created=(created or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             signer=signer.public,
         )
@@ -73,14 +113,14 @@ def seal_file(
         aligned.write(before)
         with CobblestoneWriter(aligned, key=key.raw, context=hashlib.sha256(before).digest()) as payload:
             done = 0
-            for slab in _slabs(plain):
-                done += payload.write(slab)
+            for part in parts:
+                done += payload.write(part)
                 if done > header.plaintext_bytes:
                     break
                 if progress:
                     progress(done)
             if done != header.plaintext_bytes:
-                raise MalformedInput(f"{source} changed size while it was sealed", hint="seal it again")
+                raise MalformedInput(f"{name} changed size while it was sealed", hint="seal it again")
         aligned.flush()
     return header
 

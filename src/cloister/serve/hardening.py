@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from cloister.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_DUMPABLE = 4
 
 UNMEASURED_INPUTS = (
     "LD_PRELOAD",
@@ -42,12 +40,6 @@ def swap_areas(swaps: str) -> list[str]:
     """Where memory may be written out, from the text of ``/proc/swaps``; compressed memory does not count."""
     names = [line.split()[0] for line in swaps.splitlines()[1:] if line.strip()]
     return [name for name in names if not name.startswith("/dev/zram")]
-
-
-def forbid_dumps() -> None:
-    """No core dump, and no ptrace or /proc/<pid>/mem by another process of this user."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def die_with_parent(parent: int) -> None:

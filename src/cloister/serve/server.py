@@ -12,7 +12,8 @@ from typing import Any
 
 import uvloop
 
-from cloister.serve.hardening import forbid_dumps, refuse_unmeasured_inputs, swap_areas
+from cloister.crypto.locked import forbid_dumps
+from cloister.serve.hardening import refuse_unmeasured_inputs, swap_areas
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.listen import Listener, Listeners, bind

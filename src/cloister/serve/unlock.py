@@ -1,7 +1,7 @@
 """Protected start: from sealed containers to archives in memory, through attestation to the key broker.
 
 1. The container's signer is checked before anything in it is believed.
-2. The key broker is shown evidence and gives the model's key, or says why not.
+2. The key broker is shown evidence and gives the model's key, or says why not; or a key cache does.
 3. The payload is decrypted chunk by chunk into a memfd; no plaintext ever has a name on a disk.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from cloister.attest.model import Attester
 from cloister.crypto.keys import SecretKey
 from cloister.errors import BadCiphertext, ConfigError, ModelNotFound
-from cloister.kbs.client import BrokerClient
+from cloister.kbs.source import open_key_source
 from cloister.seal.reader import open_sealed
 from cloister.seal.signing import TrustedSigners
 from cloister.seal.store import SUFFIX, ModelStore, StoreEntry
@@ -45,11 +45,11 @@ def unlock_models(settings: ServeSettings, wanted: Sequence[Wanted], attester: A
     entries = _pick_entries(settings, wanted, trusted)
     ca = Path(settings.broker_ca) if settings.broker_ca else None
     sources: list[ModelSource] = []
-    with BrokerClient(settings.broker, attester=attester, ca=ca) as broker:
+    with open_key_source(settings.broker, attester=lambda: attester, ca=ca) as keys:
         try:
             for entry in entries:
                 uri = f"{entry.header.key}?version={entry.header.key_version}"
-                key = SecretKey(broker.get_resource(uri))
+                key = SecretKey(keys.get_resource(uri))
                 sources.append(_decrypt(entry, key, trusted))
                 log.info("model unlocked", model=entry.header.name, version=entry.header.version)
         except BaseException:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloister.crypto.locked import forbid_dumps
 from cloister.errors import CloisterError, MalformedInput, WorkerLost
 from cloister.serve.archive import unpack_archive
 from cloister.serve.frames import (
@@ -32,7 +33,7 @@ from cloister.serve.frames import (
     split_payload,
 )
 from cloister.serve.handler import Handler, Outcome, describe_failure, load_handler
-from cloister.serve.hardening import die_with_parent, forbid_dumps
+from cloister.serve.hardening import die_with_parent
 
 FLUSH_S = 0.002
 """Answers wait at most this long for others of the same frame."""
