@@ -49,15 +49,16 @@ $(VENV)/.docs: $(VENV)/.dev
 demo: $(VENV)/.demo
 	@$(BIN)/cloister demo $(if $(KEEP),--keep)
 
-# Some tests talk to a server from Debian: SoftHSM2 (PKCS #11) and PostgreSQL. They are installed where that is
-# possible; elsewhere those tests are skipped and say so.
-SYSTEM := softhsm2 postgresql
-$(VENV)/.system: $(BIN)/python
+# Some tests talk to a server from Debian: SoftHSM2 (PKCS #11), PostgreSQL, swtpm (TPM 2.0). They are installed
+# where that is possible; elsewhere those tests are skipped and say so.
+SYSTEM := softhsm2 postgresql swtpm swtpm-tools libtss2-dev pkg-config
+$(VENV)/.system: $(VENV)/.dev
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
 	  echo "installing $(SYSTEM) by apt-get"; \
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(SYSTEM); } >/dev/null 2>&1 \
 	    || echo "not installed: the tests that need them will be skipped"; \
 	fi
+	@$(PIP) -e '.[tpm]' >/dev/null 2>&1 || echo "tpm2-pytss does not build here: its tests will be skipped"
 	@touch $@
 
 test: $(VENV)/.dev $(VENV)/.system

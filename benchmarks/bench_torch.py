@@ -21,11 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 import cloister.torch
-import torch
 from cloister.crypto.keys import SecretKey
 from cloister.seal.signing import SigningKey, TrustedSigners
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 import cloister.torch
-import torch
 from cloister.crypto.keys import SecretKey
 from cloister.errors import (
     BadCiphertext,

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cloister.torch
-import torch
 from cloister.errors import MalformedInput
 from cloister.torch.dtypes import NATIVE, VIEWED
 from cloister.torch.structure import Flattened, Rebuilt, parse, render
