@@ -9,8 +9,10 @@ from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloister.attest.dcap import DcapEndorsements
 from cloister.attest.dcap.roots import INTEL_ROOT_SPKI_SHA256, is_intel_root
 from cloister.attest.model import Claims
+from cloister.attest.simulated import SimulatedPlatform
 from cloister.attest.verifier import SCHEMES, parse_endorsements, vendor_roots, verify_evidence
 from cloister.errors import ConfigError, MalformedInput
 from tests.attest.conftest import NOW
@@ -65,3 +67,14 @@ def test_random_evidence(scheme: str, raw: bytes) -> None:
     """Random bytes raise MalformedInput for every scheme."""
     with pytest.raises(MalformedInput):
         verify_evidence(scheme, raw, None, NOW)
+
+
+def test_endorsements_may_be_given_as_json(
+    platform: SimulatedPlatform, quote: bytes, endorsements: DcapEndorsements
+) -> None:
+    """A mapping in the vendor's JSON form does as well as the class that reads it."""
+    mapping = endorsements.to_mapping()
+    given = verify_evidence("tdx", quote, mapping, NOW, roots=[platform.root])
+    assert given == verify_evidence("tdx", quote, endorsements, NOW, roots=[platform.root])
+    with pytest.raises(MalformedInput):
+        verify_evidence("tdx", quote, {"vcek": "00"}, NOW, roots=[platform.root])

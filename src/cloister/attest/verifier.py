@@ -34,7 +34,7 @@ SCHEMES: dict[str, Scheme] = {
 def verify_evidence(
     scheme: str,
     evidence: bytes,
-    endorsements: Endorsements | None,
+    endorsements: Endorsements | Mapping[str, Any] | None,
     now: datetime,
     *,
     roots: Sequence[x509.Certificate] | None = None,
@@ -46,7 +46,8 @@ def verify_evidence(
 
     Args:
         scheme: key of ``SCHEMES``.
-        endorsements: the vendor's collateral, or None for evidence that brings its own.
+        endorsements: the vendor's collateral, as its class or in the JSON form that the class's
+            ``from_mapping`` takes; None for evidence that brings its own.
         now: aware time; every validity is checked against it.
         roots: the only roots to trust; None means the vendor's own, pinned by their keys. Claims that end in
             any other root have ``simulated`` set.
@@ -56,7 +57,10 @@ def verify_evidence(
     """
     if now.tzinfo is None:
         raise ConfigError("verify_evidence needs an aware time, found a naive one", hint="datetime.now(UTC)")
-    return find_scheme(scheme).verify(bytes(evidence), endorsements, now, roots)
+    row = find_scheme(scheme)
+    if isinstance(endorsements, Mapping):
+        endorsements = row.parse_endorsements(endorsements)
+    return row.verify(bytes(evidence), endorsements, now, roots)
 
 
 def parse_endorsements(scheme: str, mapping: Mapping[str, Any]) -> Endorsements:

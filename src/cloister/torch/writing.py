@@ -23,9 +23,8 @@ from cloister.torch.keys import PathLike, open_admin, pick_signer, settings_of_e
 from cloister.torch.structure import RESERVED, Flattened, render
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
     import torch
+    from _typeshed import ReadableBuffer
 
 METADATA = "cloister.torch"
 """Name of our entry in the safetensors metadata: ``{"version": 1, "structure", "views"}``."""
