@@ -185,7 +185,7 @@ def client(options: dict[str, Any], number: int, barrier: Any, results: Any) -> 
         release(wire, platform)
     random.seed(number)
     barrier.wait()
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     due = began
     rows = []
     for _ in range(options["each"]):
@@ -194,7 +194,7 @@ def client(options: dict[str, Any], number: int, barrier: Any, results: Any) -> 
             time.sleep(max(0.0, due - time.perf_counter()))
         moments = release(wire, platform)
         rows.append([moments[-1] - (due if options["rate"] else moments[0]), *_gaps(moments)])
-    results.put((began, time.perf_counter(), rows))
+    results.put((began, time.perf_counter(), time.process_time() - worked, rows))
 
 
 def run(broker: Broker, concurrency: int, releases: int, rate: float) -> dict[str, Any]:
@@ -219,8 +219,8 @@ def run(broker: Broker, concurrency: int, releases: int, rate: float) -> dict[st
     used = _cpu_s(broker.process.pid) - used
     for process in clients:
         process.join()
-    rows = [row for _, _, client_rows in done for row in client_rows]
-    took = max(end for _, end, _ in done) - min(start for start, _, _ in done)
+    rows = [row for *_, client_rows in done for row in client_rows]
+    took = max(end for _, end, *_ in done) - min(start for start, *_ in done)
     total = sorted(row[0] * 1e3 for row in rows)
     warm = WARM_RELEASES * concurrency
     return {
@@ -229,6 +229,7 @@ def run(broker: Broker, concurrency: int, releases: int, rate: float) -> dict[st
         "p50_ms": statistics.median(total),
         "p99_ms": total[int(len(total) * 0.99)],
         "broker_cpu_ms": used * 1e3 / (len(rows) + warm),
+        "client_cpu_ms": sum(worked for _, _, worked, _ in done) * 1e3 / len(rows),
         "steps_p50_ms": {
             step: statistics.median(row[number] for row in rows) * 1e3 for number, step in enumerate(STEPS, 1)
         },
@@ -275,13 +276,15 @@ def main() -> None:
         json.dump(results, sys.stdout, indent=2)
         return
     print(f"{options.concurrency} clients, {results['cores']} cores")
-    print(f"{'':20}{'releases/s':>11}{'p50':>9}{'p99':>9}   auth, attest, resource (p50)   broker's CPU")
+    print(
+        f"{'':20}{'releases/s':>11}{'p50':>9}{'p99':>9}   auth, attest, resource (p50)   CPU broker, clients"
+    )
     for name, title in (("closed", "closed"), ("paced", f"paced at {options.rate:g}/s")):
         row = results[name]
         steps = ", ".join(f"{row['steps_p50_ms'][step]:5.1f}" for step in STEPS)
         print(
             f"{title:20}{row['releases_per_s']:11.0f}{row['p50_ms']:6.1f} ms{row['p99_ms']:6.1f} ms"
-            f"   {steps} ms           {row['broker_cpu_ms']:6.2f} ms"
+            f"   {steps} ms           {row['broker_cpu_ms']:5.2f}, {row['client_cpu_ms']:5.2f} ms"
         )
     print(f"verification of one quote alone: {results['verification_p50_ms']:.2f} ms")
 

@@ -57,7 +57,7 @@ class Tee:
 class RunningBroker:
     """A broker in a thread of this process, with files that a test may change while it runs."""
 
-    def __init__(self, folder: Path, platform: SimulatedPlatform, **changes: Any) -> None:
+    def __init__(self, folder: Path, platform: SimulatedPlatform, /, **changes: Any) -> None:
         self.folder = folder
         self.platform = platform
         folder.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import rfc8785
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
@@ -40,6 +40,7 @@ from cloister.kbs.chain import (
 )
 from cloister.kbs.checkpoints import EVERY_ENTRIES, Checkpoint
 from cloister.kbs.migrations import one_at_a_time
+from cloister.kbs.queries import Query
 from cloister.kbs.records import AuditCheckpointRow, AuditHeadRow, AuditRow, open_existing
 from cloister.settings import KeysSettings
 
@@ -81,6 +82,7 @@ def begin_log(session: Session, key: ed25519.Ed25519PrivateKey) -> None:
     if session.scalars(select(AuditRow.sequence).limit(1)).first() is not None:
         raise AuditBroken("the audit log has entries but no head")
     session.add(AuditHeadRow(id=1, sequence=0, hash=GENESIS, signature=_sign(key, 0, GENESIS)))
+    session.flush()
 
 
 def append(session: Session, event: AuditEvent, key: ed25519.Ed25519PrivateKey) -> AuditEntry:
@@ -106,19 +108,20 @@ def lock_head(connection: Connection, key: ed25519.Ed25519PublicKey) -> Head:
         AuditBroken: there is no head.
         BadSignature: somebody else wrote it.
     """
-    return _head(connection.execute(_LOCK_HEAD).first(), key)
+    return _head(_LOCKED_HEAD.rows(connection), key)
 
 
 def read_head(connection: Connection, key: ed25519.Ed25519PublicKey) -> Head:
     """As ``lock_head``, but only to look at it."""
-    return _head(connection.execute(_HEAD).first(), key)
+    return _head(_HEAD.rows(connection), key)
 
 
-def _head(found: Any, key: ed25519.Ed25519PublicKey) -> Head:
-    if found is None:
+def _head(rows: Sequence[Any], key: ed25519.Ed25519PublicKey) -> Head:
+    if not rows:
         raise AuditBroken("the audit log has no head")
-    _check_signature(key, found.signature, found.sequence, found.hash)
-    return Head(found.sequence, found.hash)
+    sequence, digest, signature = rows[0]
+    _check_signature(key, signature, sequence, digest)
+    return Head(sequence, digest)
 
 
 def extend(
@@ -145,9 +148,9 @@ def extend(
         rows.append({"sequence": sequence, "body": body.decode("utf-8"), "hash": digest})
     if not rows:
         return entries
-    connection.execute(_ADD_ENTRIES, rows)
+    _ADD_ENTRIES.run(connection, rows)
     signature = _sign(key, sequence, digest)
-    connection.execute(_MOVE_HEAD, {"sequence": sequence, "hash": digest, "signature": signature})
+    _MOVE_HEAD.run(connection, [{"new_sequence": sequence, "new_hash": digest, "new_signature": signature}])
     if checkpoint or sequence // EVERY_ENTRIES != head.sequence // EVERY_ENTRIES:
         made = Checkpoint.sign(sequence, digest, events[-1].time, key)
         connection.execute(insert(AuditCheckpointRow), made.to_mapping())
@@ -270,7 +273,18 @@ def _signed_head(sequence: int, digest: str) -> bytes:
     return _HEAD_CONTEXT + rfc8785.dumps({"hash": digest, "sequence": sequence})
 
 
-_HEAD = select(AuditHeadRow.sequence, AuditHeadRow.hash, AuditHeadRow.signature).where(AuditHeadRow.id == 1)
-_LOCK_HEAD = _HEAD.with_for_update()
-_ADD_ENTRIES = insert(AuditRow)
-_MOVE_HEAD = update(AuditHeadRow).where(AuditHeadRow.id == 1)
+_SELECT_HEAD = select(AuditHeadRow.sequence, AuditHeadRow.hash, AuditHeadRow.signature).where(
+    AuditHeadRow.id == 1
+)
+_HEAD = Query(_SELECT_HEAD)
+_LOCKED_HEAD = Query(_SELECT_HEAD.with_for_update())
+_ADD_ENTRIES = Query(
+    insert(AuditRow).values(sequence=bindparam("sequence"), body=bindparam("body"), hash=bindparam("hash"))
+)
+_MOVE_HEAD = Query(
+    update(AuditHeadRow)
+    .where(AuditHeadRow.id == 1)
+    .values(
+        sequence=bindparam("new_sequence"), hash=bindparam("new_hash"), signature=bindparam("new_signature")
+    )
+)

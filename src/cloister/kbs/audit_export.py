@@ -140,6 +140,21 @@ def export_audit_log(settings: KeysSettings, target: Path, now: datetime, *, aft
     return entries
 
 
+def verify_export_file(
+    path: Path, key: ed25519.Ed25519PublicKey, *, checkpoints: Iterable[Checkpoint] = ()
+) -> AuditSummary:
+    """``verify_export`` of a file.
+
+    Raises:
+        ConfigError: unreadable; otherwise as ``verify_export``.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            return verify_export(file, key, checkpoints=checkpoints)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}") from error
+
+
 def read_checkpoints(path: Path) -> list[Checkpoint]:
     """Checkpoints from a file: an export, or one checkpoint as JSON per line.
 

@@ -1,34 +1,18 @@
 """Backup and restore of a broker: one archive, made while the broker runs.
 
-The archive is a tar file, mode 0600, with these members and no others:
-
-============== =============================================================================================
-member         content
-============== =============================================================================================
-manifest.json  ``format``, ``created``, ``schema``, the audit log's ``entries`` and ``head``, ``keks`` (the
-               names of the KEKs that the resources are under), SHA-256 of every other member
-kbs.sqlite     the whole database of one moment, also where the broker's own one is PostgreSQL; no sessions
-*files*        the files of the state folder but the database, the session key and the KEK: without them the
-               audit log cannot go on, and clients would have to be given another certificate
-kek            the KEK file, only where it was asked for
-============== =============================================================================================
-
-Without the KEK no resource in it can be read. It still is a secret: whoever has it can issue tokens of this
-broker. Keep KEK and archive apart; ``cloister keys recovery`` splits the KEK for that.
+The archive: ``cloister.kbs.backup_archive``. Without the KEK no resource in it can be read. It still is a
+secret: whoever has it can issue tokens of this broker. Keep KEK and archive apart; ``cloister keys recovery``
+splits the KEK for that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
 import os
 import sqlite3
-import tarfile
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,34 +25,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cloister.errors import BadCiphertext, ConfigError, MalformedInput
 from cloister.kbs.audit import AuditSummary, verify_audit
+from cloister.kbs.backup_archive import (
+    DATABASE,
+    FORMAT,
+    KEK,
+    PUBLIC,
+    SECRET,
+    BackupSummary,
+    digest_of,
+    read_archive,
+    summarize,
+    write_archive,
+)
 from cloister.kbs.migrations import SCHEMA_VERSION, migrate, schema_version
 from cloister.kbs.owner_files import make_folder, read_private, write_new
 from cloister.kbs.records import Base, Database, VersionRow, database_url, open_engine, open_existing
 from cloister.settings import KeysSettings
 
-FORMAT = "cloister-keys-backup/1"
-DATABASE, MANIFEST, KEK = "kbs.sqlite", "manifest.json", "kek"
-PUBLIC = frozenset({"tls.pem", "audit.pub"})
-SECRET = ("tls.key", "token.key", "admin.key", "admin.token", "audit.key")
 NOT_COPIED = frozenset({"sessions", "schema_version"})
-MAX_FILE_BYTES = 1 << 20
 _BATCH = 500
-
-
-@dataclass(frozen=True, slots=True)
-class BackupSummary:
-    """What an archive holds."""
-
-    created: str
-    entries: int
-    """Of the audit log."""
-    head: str
-    """Hash of the last one."""
-    versions: int
-    """Stored versions of resources."""
-    keks: tuple[str, ...]
-    """Names of the KEKs that they are under; without these the resources stay closed."""
-    has_kek: bool
 
 
 def back_up(
@@ -98,15 +73,15 @@ def back_up(
             "head": summary.head,
             "versions": versions,
             "keks": keks,
-            "sha256": {DATABASE: _digest(copy)}
+            "sha256": {DATABASE: digest_of(copy)}
             | {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        _write_archive(Path(scratch) / "archive", manifest, files, copy)
+        write_archive(Path(scratch) / "archive", manifest, files, copy)
         try:
             os.link(Path(scratch) / "archive", target)  # fails where the name is taken
         except OSError as error:
             raise ConfigError(f"cannot write {target}: {error.strerror}") from error
-    return _summary(manifest)
+    return summarize(manifest)
 
 
 def restore(settings: KeysSettings, archive: Path) -> BackupSummary:
@@ -128,7 +103,7 @@ def restore(settings: KeysSettings, archive: Path) -> BackupSummary:
     make_folder(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".restore-") as scratch:
         copy = Path(scratch) / DATABASE
-        manifest, files = _read_archive(archive, copy)
+        manifest, files = read_archive(archive, copy)
         if KEK in files and KEK in taken:
             raise ConfigError(f"{folder / KEK} is there already, and the archive brings one too")
         _inspect(copy, files.get("audit.pub", b""))
@@ -139,7 +114,7 @@ def restore(settings: KeysSettings, archive: Path) -> BackupSummary:
             copy.rename(folder / DATABASE)
         for name, data in files.items():
             write_new(folder / name, data, mode=0o644 if name in PUBLIC else 0o600)
-    return _summary(manifest)
+    return summarize(manifest)
 
 
 def _copy_out(settings: KeysSettings, copy: Path) -> None:
@@ -252,103 +227,8 @@ def _inspect(copy: Path, public: bytes) -> tuple[AuditSummary, int, list[str]]:
         engine.dispose()
 
 
-def _write_archive(path: Path, manifest: dict[str, Any], files: dict[str, bytes], copy: Path) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as raw:
-        with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
-            members = {MANIFEST: json.dumps(manifest, indent=2).encode(), **files}
-            for name, data in members.items():
-                archive.addfile(_member(name, len(data)), io.BytesIO(data))
-            with copy.open("rb") as database:
-                archive.addfile(_member(DATABASE, copy.stat().st_size), database)
-        raw.flush()
-        os.fsync(raw.fileno())
-
-
-def _member(name: str, size: int) -> tarfile.TarInfo:
-    member = tarfile.TarInfo(name)
-    member.size, member.mode = size, 0o600
-    return member
-
-
-def _read_archive(path: Path, copy: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            members = archive.getmembers()
-            names = [member.name for member in members]
-            allowed = {MANIFEST, DATABASE, KEK, *SECRET, *PUBLIC}
-            if (
-                len(set(names)) != len(names)
-                or not set(names) <= allowed
-                or not {MANIFEST, DATABASE} <= set(names)
-            ):
-                raise MalformedInput(f"{path} is not a backup of a broker: it has other members")
-            if not all(member.isreg() for member in members):
-                raise MalformedInput(f"{path} is not a backup of a broker: a member is no plain file")
-            files: dict[str, bytes] = {}
-            for member in members:
-                source = archive.extractfile(member)
-                if source is None or (member.name != DATABASE and member.size > MAX_FILE_BYTES):
-                    raise MalformedInput(f"{path}: member {member.name} is too long")
-                if member.name == DATABASE:
-                    _spool(source, copy)
-                else:
-                    files[member.name] = source.read()
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except tarfile.TarError as error:
-        raise MalformedInput(f"{path} is not a tar file") from error
-    manifest = _manifest(files.pop(MANIFEST))
-    for name, found in {
-        DATABASE: _digest(copy),
-        **{n: hashlib.sha256(d).hexdigest() for n, d in files.items()},
-    }.items():
-        if manifest["sha256"].get(name) != found:
-            raise BadCiphertext(f"{path}: member {name} was changed")
-    if manifest["sha256"].keys() != {DATABASE, *files}:
-        raise BadCiphertext(f"{path}: a member is missing")
-    return manifest, files
-
-
-def _spool(source: Any, copy: Path) -> None:
-    descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as target:
-        while block := source.read(1 << 20):
-            target.write(block)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _manifest(raw: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(raw)
-        _summary(document)
-        if document["format"] != FORMAT or not isinstance(document["sha256"], dict):
-            raise MalformedInput(f"the backup is not of the form {FORMAT}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MalformedInput("the backup's manifest is not one") from error
-    manifest: dict[str, Any] = document
-    return manifest
-
-
-def _summary(manifest: dict[str, Any]) -> BackupSummary:
-    return BackupSummary(
-        created=str(manifest["created"]),
-        entries=int(manifest["entries"]),
-        head=str(manifest["head"]),
-        versions=int(manifest["versions"]),
-        keks=tuple(map(str, manifest["keks"])),
-        has_kek=KEK in manifest["sha256"],
-    )
-
-
 def _kek_file(settings: KeysSettings) -> Path:
     uri = settings.kek or f"file:{Path(settings.folder) / KEK}"
     if not uri.startswith("file:"):
         raise ConfigError("the KEK is not in a file and stays where it is", hint="back up without it")
     return Path(uri.removeprefix("file:").removeprefix("//"))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

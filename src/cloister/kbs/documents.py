@@ -26,6 +26,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from cloister.errors import ConfigError, MalformedInput
+from cloister.kbs.queries import Query
 from cloister.kbs.records import Database, DocumentRow
 
 RESOURCE_POLICY = "resource-policy"
@@ -75,9 +76,7 @@ def documents_under(session: Session, prefix: str) -> dict[str, str]:
 def read_documents(connection: Connection, prefix: str) -> dict[str, str]:
     """As ``documents_under``: asked for at every attestation, so without the mapped classes."""
     pattern = re.sub("([!%_])", r"!\1", prefix) + "%"
-    return {
-        name.removeprefix(prefix): body for name, body in connection.execute(_UNDER, {"pattern": pattern})
-    }
+    return {name.removeprefix(prefix): body for name, body in _UNDER.rows(connection, {"pattern": pattern})}
 
 
 class StoredDocument(Generic[T]):
@@ -100,12 +99,11 @@ class StoredDocument(Generic[T]):
             KeyUnavailable: the database does not answer.
         """
         with self._database.read_connection() as connection:
-            query = select(DocumentRow.revision).where(DocumentRow.name == self._name)
-            revision = connection.execute(query).scalar()
-            if revision is None:
+            revisions = _REVISION.rows(connection, {"name": self._name})
+            if not revisions:
                 return self._default()
             with self._lock:
-                if self._seen is not None and self._seen[0] == revision:
+                if self._seen is not None and self._seen[0] == revisions[0][0]:
                     return self._seen[1]
             row = connection.execute(
                 select(DocumentRow.revision, DocumentRow.body).where(DocumentRow.name == self._name)
@@ -126,6 +124,7 @@ def refuse_pinned(file: str, what: str) -> None:
         raise ConfigError(f"the {what} of this broker are the file that its settings name; change that file")
 
 
-_UNDER = select(DocumentRow.name, DocumentRow.body).where(
-    DocumentRow.name.like(bindparam("pattern"), escape="!")
+_UNDER = Query(
+    select(DocumentRow.name, DocumentRow.body).where(DocumentRow.name.like(bindparam("pattern"), escape="!"))
 )
+_REVISION = Query(select(DocumentRow.revision).where(DocumentRow.name == bindparam("name")))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -131,7 +132,7 @@ class Journal:
         for job in batch:
             try:
                 event, answer = job.decide(connection)
-            except SQLAlchemyError:
+            except (SQLAlchemyError, sqlite3.Error):
                 raise
             except Exception as error:  # noqa: BLE001 (one request's fault is not the others')
                 answers.append((job, error))

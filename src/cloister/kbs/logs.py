@@ -6,8 +6,13 @@ import logging
 import sys
 from typing import cast
 
+import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger
+
+
+def _render(event: object, **_options: object) -> str:
+    return msgspec.json.encode(event, enc_hook=repr, order="sorted").decode("utf-8")
 
 
 def json_logger(level: str) -> FilteringBoundLogger:
@@ -19,7 +24,7 @@ def json_logger(level: str) -> FilteringBoundLogger:
             processors=[
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.JSONRenderer(sort_keys=True),
+                structlog.processors.JSONRenderer(serializer=_render),
             ],
             wrapper_class=structlog.make_filtering_bound_logger(
                 logging.getLevelNamesMapping()[level.upper()]

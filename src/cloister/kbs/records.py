@@ -7,6 +7,7 @@ Several brokers can use one PostgreSQL database. How the tables come to be: ``cl
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,10 +32,11 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from cloister.errors import ConfigError, KeyUnavailable
+from cloister.errors import ConfigError, KeyUnavailable, MissingDependencyError
 from cloister.kbs.kek import OVERHEAD_BYTES, Envelope, KekProvider, open_envelope, seal_envelope
 from cloister.kbs.migrations import migrate
 from cloister.kbs.protocol import ResourcePath
+from cloister.kbs.queries import Query
 from cloister.settings import KeysSettings
 
 _BEGIN = "cloister_begin"
@@ -229,7 +231,8 @@ def open_engine(url: str) -> Engine:
     """An engine for the URL, with SQLite set up for durability.
 
     Raises:
-        ConfigError: not a database URL, no driver for it, or it cannot be opened.
+        ConfigError: not a database URL, or it cannot be opened.
+        MissingDependencyError: its driver is not installed.
     """
     try:
         parsed = make_url(url)
@@ -241,7 +244,11 @@ def open_engine(url: str) -> Engine:
             event.listen(engine, "begin", _sqlite_begin)
         with engine.connect():
             return engine
-    except (ArgumentError, ImportError) as error:
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"no driver for this database: {_first_line(error)}", hint="pip install 'cloister[postgres]'"
+        ) from error
+    except ArgumentError as error:
         raise ConfigError(f"database URL is not usable: {_first_line(error)}") from error
     except SQLAlchemyError as error:
         raise ConfigError(f"cannot open the database: {_first_line(error)}") from error
@@ -318,10 +325,11 @@ def find_version(connection: Connection, path: ResourcePath) -> SealedVersion:
     Raises:
         KeyUnavailable: no such resource, or no such version.
     """
-    row = connection.execute(_SEALED if path.version is None else _SEALED_VERSION, _names(path)).first()
-    if row is None:
+    rows = (_SEALED if path.version is None else _SEALED_VERSION).rows(connection, _names(path))
+    if not rows:
         raise KeyUnavailable(f"resource not found: {path}")
-    return SealedVersion(row.id, row.version, Envelope(row.wrapped_key, row.ciphertext, row.kek_id))
+    identity, version, kek_id, wrapped_key, ciphertext = rows[0]
+    return SealedVersion(identity, version, Envelope(wrapped_key, ciphertext, kek_id))
 
 
 def open_version(kek: KekProvider, path: ResourcePath, found: SealedVersion) -> bytes:
@@ -402,7 +410,7 @@ def _names(path: ResourcePath) -> dict[str, Any]:
 
 
 # Made once: these run for every release.
-_SEALED = (
+_NEWEST = (
     select(
         VersionRow.id, VersionRow.version, VersionRow.kek_id, VersionRow.wrapped_key, VersionRow.ciphertext
     )
@@ -415,14 +423,15 @@ _SEALED = (
     .order_by(VersionRow.version.desc())
     .limit(1)
 )
-_SEALED_VERSION = _SEALED.where(VersionRow.version == bindparam("number"))
+_SEALED = Query(_NEWEST)
+_SEALED_VERSION = Query(_NEWEST.where(VersionRow.version == bindparam("number")))
 
 
 @contextmanager
 def _translated() -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
         raise KeyUnavailable(f"the broker's database failed: {type(error).__name__}") from error
 
 

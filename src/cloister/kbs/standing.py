@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from cloister.errors import ConfigError
 from cloister.kbs.protocol import ResourcePath
+from cloister.kbs.queries import Query
 from cloister.kbs.records import ResourceRow, RevokedVersionRow, StandingRow, VersionRow
 
 MAX_REASON_CHARACTERS = 300
@@ -38,10 +39,9 @@ class Standing:
 def standing_of(connection: Connection, path: ResourcePath) -> Standing:
     """The standing of the version that ``path`` names, or of the newest. One query."""
     names = {"repository": path.repository, "type": path.type, "tag": path.tag, "number": path.version}
-    row = connection.execute(_STANDING, names).one()
-    version = row.newest if path.version is None else path.version
-    revoked = row.revoked if row.revoked is not None else row.reason
-    return Standing(int(version or 0), int(row.minimum or 0), revoked)
+    ((newest, minimum, revoked, reason),) = _STANDING.rows(connection, names)
+    version = newest if path.version is None else path.version
+    return Standing(int(version or 0), int(minimum or 0), revoked if revoked is not None else reason)
 
 
 def revoke(session: Session, path: ResourcePath, reason: str) -> None:
@@ -110,12 +110,14 @@ _HERE = [
 ]
 _NEWEST = select(func.max(VersionRow.version)).join(VersionRow.resource).where(_HERE[0]).scalar_subquery()
 _ASKED: ColumnElement[int] = func.coalesce(bindparam("number"), _NEWEST)
-_STANDING = select(
-    _NEWEST.label("newest"),
-    select(StandingRow.minimum_version).where(_HERE[1]).scalar_subquery().label("minimum"),
-    select(StandingRow.revoked).where(_HERE[1]).scalar_subquery().label("revoked"),
-    select(RevokedVersionRow.reason)
-    .where(_HERE[2], RevokedVersionRow.version == _ASKED)
-    .scalar_subquery()
-    .label("reason"),
+_STANDING = Query(
+    select(
+        _NEWEST.label("newest"),
+        select(StandingRow.minimum_version).where(_HERE[1]).scalar_subquery().label("minimum"),
+        select(StandingRow.revoked).where(_HERE[1]).scalar_subquery().label("revoked"),
+        select(RevokedVersionRow.reason)
+        .where(_HERE[2], RevokedVersionRow.version == _ASKED)
+        .scalar_subquery()
+        .label("reason"),
+    )
 )

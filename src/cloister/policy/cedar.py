@@ -1,16 +1,19 @@
 """Cedar decides: default deny, ``forbid`` wins, and a policy that cannot be evaluated is a refusal.
 
 One language for key release and, later, for requests. A ``CedarPolicy`` is parsed, validated against its
-schema and compiled once; a decision costs about 0.1 ms and does no I/O.
+schema and compiled once; a decision costs about 0.2 ms the first time, and does no I/O.
 
 Source: Cedar policy language reference, "Authorization" and "Policy syntax".
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
 import json
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,7 @@ RELEASE_POLICY = "release.cedar"
 UNSAFE_SIMULATED_POLICY = "unsafe_simulated.cedar"
 RELEASE_SCHEMA = "schema.cedarschema"
 MAX_VALUE_CHARACTERS = 40
+MAX_DECISIONS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,16 @@ class Entity:
     def uid(self) -> dict[str, str]:
         """The form of Cedar's JSON entities, which needs no quoting of ``id``."""
         return {"type": self.type, "id": self.id}
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The whole entity in that form."""
+        return {
+            "uid": self.uid,
+            "attrs": dict(self.attributes or {}),
+            "tags": dict(self.tags or {}),
+            "parents": [],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +92,8 @@ class CedarPolicy:
         if self._policies.templates():
             raise ConfigError(f"{origin}: policy templates are not supported")
         self._near_misses: tuple[NearMiss, ...] = near_misses(self._policies)
+        self._decisions: OrderedDict[bytes, Decision] = OrderedDict()
+        self._lock = threading.Lock()
 
     @classmethod
     def from_text(cls, text: str, *, schema: str | None = None) -> Self:
@@ -98,24 +114,38 @@ class CedarPolicy:
     def decide(
         self, principal: Entity, action: str, resource: Entity, context: Mapping[str, Any]
     ) -> Decision:
-        """Decide one request. Never raises: whatever goes wrong is a denial whose reason says so."""
+        """Decide one request. Never raises: whatever goes wrong is a denial whose reason says so.
+
+        Policies see nothing but what is given here, no clock either, so the same question has the same
+        answer: the latest ones are remembered, by the digest of the question.
+        """
+        try:
+            asked = json.dumps([principal.form, action, resource.form, context], sort_keys=True)
+        except (ValueError, TypeError, RecursionError) as error:
+            return Decision(False, (), f"policy error: {_line(str(error))}")
+        digest = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            known = self._decisions.get(digest)
+        if known is None:
+            known = self._decide(principal, action, resource, context)
+            with self._lock:
+                self._decisions[digest] = known
+                while len(self._decisions) > MAX_DECISIONS:
+                    self._decisions.popitem(last=False)
+        return known
+
+    def _decide(
+        self, principal: Entity, action: str, resource: Entity, context: Mapping[str, Any]
+    ) -> Decision:
         request = {
             "principal": principal.uid,
             "action": {"type": "Action", "id": action},
             "resource": resource.uid,
             "context": dict(context),
         }
-        entities = [
-            {
-                "uid": entity.uid,
-                "attrs": dict(entity.attributes or {}),
-                "tags": dict(entity.tags or {}),
-                "parents": [],
-            }
-            for entity in (principal, resource)
-        ]
         try:
-            handle = cedarpy.Entities.from_json_str(json.dumps(entities), self._schema)
+            entities = json.dumps([principal.form, resource.form])
+            handle = cedarpy.Entities.from_json_str(entities, self._schema)
             result = cedarpy.is_authorized(request, self._policies, handle, self._schema)
         except (ValueError, TypeError) as error:
             return Decision(False, (), f"policy error: {_line(str(error))}")

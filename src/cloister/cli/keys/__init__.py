@@ -6,6 +6,7 @@ import typer
 
 from cloister.cli.cache import cache
 from cloister.cli.keys import resources
+from cloister.cli.keys.backup import backup
 from cloister.cli.keys.log import audit
 from cloister.cli.keys.owner import recovery, token
 from cloister.cli.keys.policy import policy, reference
@@ -27,3 +28,4 @@ app.add_typer(reference, name="reference")
 app.add_typer(token, name="token")
 app.add_typer(recovery, name="recovery")
 app.add_typer(audit, name="audit")
+app.add_typer(backup, name="backup")
