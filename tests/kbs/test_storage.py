@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import io
 import json
 import sqlite3
 import stat
 import tarfile
+import threading
+import time
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
@@ -179,6 +183,76 @@ def test_a_forged_head_is_not_gone_on_with(database: Database) -> None:
         )
     with pytest.raises(VerificationError):
         journal.submit(lambda _c: (EVENT, 1)).result(20)
+    journal.close()
+
+
+def test_an_event_loop_writes_and_a_thread_commits(database: Database) -> None:
+    """Attached to a loop the journal makes the same chain, and what waits at the end is written too."""
+    journal = Journal(database, KEY)
+
+    async def load() -> list[Future[int]]:
+        journal.attach(asyncio.get_running_loop().call_soon_threadsafe)
+        first = [journal.submit(lambda _c, n=n: (EVENT, n)) for n in range(100)]
+        assert [await asyncio.wrap_future(future) for future in first] == list(range(100))
+        last = [journal.submit(lambda _c, n=n: (EVENT, n)) for n in range(50)]
+        journal.close()
+        return last
+
+    assert [future.result(0) for future in asyncio.run(load())] == list(range(50))
+    assert journal.batches < journal.entries == 150
+    assert verify_audit(database.engine, key=KEY.public_key()).entries == 150
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_an_event_loop_never_waits_for_another_writer(
+    database: Database, tmp_path: Path, elsewhere: bool
+) -> None:
+    """While another thread or process writes, the loop goes on, and the entry is written afterwards."""
+    journal = Journal(database, KEY)
+    released = threading.Event()
+    holding = threading.Event()
+
+    def hold() -> None:
+        other = sqlite3.connect(tmp_path / "kbs.sqlite", isolation_level=None)
+        with contextlib.nullcontext() if elsewhere else database.write():
+            if elsewhere:
+                other.execute("BEGIN IMMEDIATE")
+            holding.set()
+            released.wait(20)
+        other.close()
+
+    async def ask() -> int:
+        journal.attach(asyncio.get_running_loop().call_soon_threadsafe)
+        began = time.monotonic()
+        future = journal.submit(lambda _c: (EVENT, 7))
+        assert time.monotonic() - began < 1.0
+        assert not future.done()
+        released.set()
+        return await asyncio.wrap_future(future)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    holding.wait(20)
+    assert asyncio.run(ask()) == 7
+    thread.join()
+    journal.close()
+
+
+def test_a_failed_transaction_of_the_loop_answers_everybody(database: Database) -> None:
+    """What cannot be written in the loop is an error for its requests, and the next ones are served."""
+    journal = Journal(database, KEY)
+
+    async def ask() -> None:
+        journal.attach(asyncio.get_running_loop().call_soon_threadsafe)
+        with database.write() as session:
+            session.execute(text("ALTER TABLE audit_head RENAME TO elsewhere"))
+        with pytest.raises(KeyUnavailable):
+            await asyncio.wrap_future(journal.submit(lambda _c: (EVENT, 1)))
+        with database.write() as session:
+            session.execute(text("ALTER TABLE elsewhere RENAME TO audit_head"))
+        assert await asyncio.wrap_future(journal.submit(lambda _c: (EVENT, 2))) == 2
+
+    asyncio.run(ask())
     journal.close()
 
 

@@ -200,8 +200,7 @@ class Administration:
 
     def documents(self, prefix: str) -> dict[str, str]:
         """Documents by the rest of their names."""
-        with self._database.read_connection() as connection:
-            return documents.read_documents(connection, prefix)
+        return documents.documents_under(self._database, prefix)
 
     def _record(self, session: Session, kind: Kind, resource: str, reason: str = "") -> None:
         event = AuditEvent(

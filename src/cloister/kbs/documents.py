@@ -22,7 +22,6 @@ from datetime import datetime
 from typing import Generic, TypeVar
 
 from sqlalchemy import bindparam, select
-from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from cloister.errors import ConfigError, MalformedInput
@@ -68,15 +67,10 @@ def get_document(session: Session, name: str) -> str | None:
     return None if row is None else row.body
 
 
-def documents_under(session: Session, prefix: str) -> dict[str, str]:
+def documents_under(database: Database, prefix: str) -> dict[str, str]:
     """Every document whose name begins so, by the rest of its name."""
-    return read_documents(session.connection(), prefix)
-
-
-def read_documents(connection: Connection, prefix: str) -> dict[str, str]:
-    """As ``documents_under``: asked for at every attestation, so without the mapped classes."""
     pattern = re.sub("([!%_])", r"!\1", prefix) + "%"
-    return {name.removeprefix(prefix): body for name, body in _UNDER.rows(connection, {"pattern": pattern})}
+    return {name.removeprefix(prefix): body for name, body in database.rows(_UNDER, {"pattern": pattern})}
 
 
 class StoredDocument(Generic[T]):
@@ -98,19 +92,16 @@ class StoredDocument(Generic[T]):
             ConfigError: the document is broken.
             KeyUnavailable: the database does not answer.
         """
-        with self._database.read_connection() as connection:
-            revisions = _REVISION.rows(connection, {"name": self._name})
-            if not revisions:
-                return self._default()
-            with self._lock:
-                if self._seen is not None and self._seen[0] == revisions[0][0]:
-                    return self._seen[1]
-            row = connection.execute(
-                select(DocumentRow.revision, DocumentRow.body).where(DocumentRow.name == self._name)
-            ).one()
-        content = self._parse(row.body)
+        revisions = self._database.rows(_REVISION, {"name": self._name})
+        if not revisions:
+            return self._default()
         with self._lock:
-            self._seen = (row.revision, content)
+            if self._seen is not None and self._seen[0] == revisions[0][0]:
+                return self._seen[1]
+        ((revision, body),) = self._database.rows(_DOCUMENT, {"name": self._name})
+        content = self._parse(body)
+        with self._lock:
+            self._seen = (revision, content)
         return content
 
 
@@ -128,3 +119,4 @@ _UNDER = Query(
     select(DocumentRow.name, DocumentRow.body).where(DocumentRow.name.like(bindparam("pattern"), escape="!"))
 )
 _REVISION = Query(select(DocumentRow.revision).where(DocumentRow.name == bindparam("name")))
+_DOCUMENT = Query(select(DocumentRow.revision, DocumentRow.body).where(DocumentRow.name == bindparam("name")))

@@ -7,9 +7,10 @@ Several brokers can use one PostgreSQL database. How the tables come to be: ``cl
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
 from cloister.errors import ConfigError, KeyUnavailable, MissingDependencyError
@@ -40,6 +41,7 @@ from cloister.kbs.queries import Query
 from cloister.settings import KeysSettings
 
 _BEGIN = "cloister_begin"
+_BUSY_S = 30
 _LONG = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -167,12 +169,41 @@ class StoredVersion:
     kek_id: str
 
 
+class Transaction:
+    """One that is open, to be ended by whichever thread comes to it; nobody else writes until then."""
+
+    def __init__(self, connection: Connection, writing: threading.Lock) -> None:
+        self.connection = connection
+        self._writing = writing
+
+    def commit(self) -> None:
+        """Make it durable.
+
+        Raises:
+            KeyUnavailable: the database failed; nothing was written.
+        """
+        try:
+            with translated(), self.connection:
+                self.connection.commit()
+        finally:
+            self._writing.release()
+
+    def roll_back(self) -> None:
+        """As if it had not been."""
+        try:
+            with contextlib.suppress(SQLAlchemyError, sqlite3.Error):
+                self.connection.close()
+        finally:
+            self._writing.release()
+
+
 class Database:
     """Opens the database and hands out transactions; safe to use from many threads."""
 
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
-        self._writing = threading.Lock()
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._reader: Connection | None = None
         self._writer = self.engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
         self.local = self.engine.dialect.name == "sqlite"
         """Whether the database is a file of this machine, with this broker for its only one."""
@@ -186,7 +217,7 @@ class Database:
         Raises:
             KeyUnavailable: the database does not answer.
         """
-        with _translated(), Session(self.engine) as session:
+        with translated(), Session(self.engine) as session:
             yield session
 
     @contextmanager
@@ -199,19 +230,33 @@ class Database:
             KeyUnavailable: the database does not answer; nothing was written.
         """
         opened = Session(self._writer, expire_on_commit=False)
-        with _translated(), self._writing, opened as session, session.begin():
+        with translated(), self._writing, opened as session, session.begin():
             yield session
 
     @contextmanager
     def read_connection(self) -> Iterator[Connection]:
         """As ``read``, without the mapped classes."""
-        with _translated(), self.engine.connect() as connection:
+        with translated(), self.engine.connect() as connection:
             yield connection
+
+    def rows(self, query: Query, values: Mapping[str, Any]) -> Sequence[Any]:
+        """Every row of one query that stands alone; a local database keeps a connection for these.
+
+        Raises:
+            KeyUnavailable: the database does not answer.
+        """
+        if not self.local:
+            with self.read_connection() as connection:
+                return query.rows(connection, values)
+        with translated(), self._reading:
+            if self._reader is None:
+                self._reader = self.engine.connect()
+            return query.rows(self._reader, values)
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """As ``read_connection``: everything that is read is of one moment, whatever is written meanwhile."""
-        with _translated(), self.engine.connect() as connection:
+        with translated(), self.engine.connect() as connection:
             if not self.local:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             yield connection
@@ -219,11 +264,42 @@ class Database:
     @contextmanager
     def write_connection(self) -> Iterator[Connection]:
         """As ``write``, without the mapped classes."""
-        with _translated(), self._writing, self._writer.connect() as connection, connection.begin():
+        with translated(), self._writing, self._writer.connect() as connection, connection.begin():
             yield connection
+
+    def begin_at_once(self) -> Transaction | None:
+        """A writing transaction of a local database, if nobody else is writing; waits for nothing.
+
+        Raises:
+            KeyUnavailable: the database does not answer.
+        """
+        if not self._writing.acquire(blocking=False):
+            return None
+        try:
+            with translated():
+                connection = self._writer.connect()
+                try:
+                    driver: Any = connection.connection.driver_connection
+                    driver.execute("PRAGMA busy_timeout=0")
+                    try:
+                        connection.begin()
+                    finally:
+                        driver.execute(f"PRAGMA busy_timeout={_BUSY_S * 1000}")
+                except OperationalError:  # another process writes
+                    connection.close()
+                    self._writing.release()
+                    return None
+        except BaseException:
+            self._writing.release()
+            raise
+        return Transaction(connection, self._writing)
 
     def close(self) -> None:
         """Close every connection."""
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
         self.engine.dispose()
 
 
@@ -237,7 +313,9 @@ def open_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
         sqlite = parsed.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"connect_args": {"timeout": 30}} if sqlite else {"pool_pre_ping": True}
+        options: dict[str, Any] = (
+            {"connect_args": {"timeout": _BUSY_S}} if sqlite else {"pool_pre_ping": True}
+        )
         engine = create_engine(parsed, pool_size=8, max_overflow=56, hide_parameters=True, **options)
         if sqlite:
             event.listen(engine, "connect", _sqlite_connect)
@@ -428,7 +506,8 @@ _SEALED_VERSION = Query(_NEWEST.where(VersionRow.version == bindparam("number"))
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """What a database driver raises, as KeyUnavailable."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:

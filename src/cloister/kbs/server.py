@@ -63,6 +63,7 @@ QUICK_ATTEST_BYTES = 32 << 10
 _GRACE_S = 5
 _SWITCH_S = 0.0005
 """How long the event loop may make the journal's thread wait for the interpreter, and the other way round."""
+_GC_ALLOCATIONS = 20_000
 T = TypeVar("T")
 _RESOURCE = "/kbs/v0/resource/{path:path}"
 
@@ -93,15 +94,20 @@ class ReleaseRoutes:
         self._log = log
 
     def table(self) -> list[Route]:
-        """Every route."""
+        """Every route; those of the protocol first, because most requests are theirs."""
         return [
             Route("/kbs/v0/auth", self.auth, methods=["POST"]),
             Route("/kbs/v0/attest", self.attest, methods=["POST"]),
             Route(_RESOURCE, self.get_resource, methods=["GET"]),
+            *self.more(),
             Route("/kbs/v0/{plugin}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/kbs/v0/{plugin}/{rest:path}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/healthz", _health, methods=["GET"]),
         ]
+
+    def more(self) -> list[Route]:
+        """Routes besides the protocol's."""
+        return []
 
     async def auth(self, request: Request) -> Response:
         """Step 1 of the protocol."""
@@ -167,9 +173,9 @@ class Routes(ReleaseRoutes):
         self._metrics = metrics
         self._administration = AdminRoutes(broker, settings)
 
-    def table(self) -> list[Route]:
-        """Every route."""
-        return [*self._administration.table(), *super().table()]
+    def more(self) -> list[Route]:
+        """Administration."""
+        return self._administration.table()
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """See ``ReleaseRoutes``."""
@@ -264,7 +270,9 @@ def run_broker(settings: KeysSettings) -> None:
     log = json_logger(settings.log_level)
     app = create_app(settings, log=log)
     listener = bind(settings.host, settings.port)
-    gc.freeze()  # what the start has made stays: looking through it again would only hold up answers
+    # What the start has made stays: to look through it again and again would only hold up answers.
+    gc.freeze()
+    gc.set_threshold(_GC_ALLOCATIONS, 20, 20)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     certificate = Path(settings.folder).absolute() / "tls.pem"
@@ -342,6 +350,7 @@ def _sessions(settings: KeysSettings, state: BrokerState) -> Sessions:
 def _closing(state: BrokerState) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        state.journal.attach(asyncio.get_running_loop().call_soon_threadsafe)
         try:
             yield
         finally:
