@@ -211,9 +211,37 @@ class Suite:
         except (InvalidTag, ValueError, OverflowError) as error:
             raise BadCiphertext("ciphertext does not authenticate") from error
 
+    def aead_key(self, key: bytes) -> AeadKey:
+        """As ``aead_seal`` and ``aead_open``, for many messages under one key, each with its own nonce."""
+        return AeadKey(self._suite.aead.import_key(key))
+
     def _same_kem(self, kem: Kem) -> None:
         if kem is not self.kem:
             raise MalformedInput(f"key of another KEM: expected {self.kem.name}, found {kem.name}")
+
+
+class AeadKey:
+    """A key of an AEAD; nonces are the caller's to keep apart."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: pyhpke.AEADKeyInterface) -> None:
+        self._key = key
+
+    def seal(self, nonce: bytes, pt: bytes, aad: bytes = b"") -> bytes:
+        """Encrypt one message."""
+        return self._key.seal(pt, nonce, aad)
+
+    def open(self, nonce: bytes, ct: bytes, aad: bytes = b"") -> bytes:
+        """Inverse of ``seal``.
+
+        Raises:
+            BadCiphertext: it does not authenticate.
+        """
+        try:
+            return self._key.open(ct, nonce, aad)
+        except (InvalidTag, ValueError, OverflowError) as error:
+            raise BadCiphertext("ciphertext does not authenticate") from error
 
 
 class SenderContext:

@@ -130,6 +130,15 @@ def parse_response(raw: bytes) -> Response:
     return Response(status, headers, content, trailers, tuple(interim))
 
 
+def parse_section(raw: bytes, *, indeterminate: bool) -> Fields:
+    """Read one section of field lines, the whole of ``raw``.
+
+    Raises:
+        MalformedInput: anything that RFC 9292 calls invalid, or over a limit.
+    """
+    return _parse_section(Cursor(raw), indeterminate)
+
+
 def render_request(request: Request, *, indeterminate: bool = False, padding: int = 0) -> bytes:
     """Write a request, by default of known length.
 

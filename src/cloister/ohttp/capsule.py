@@ -209,11 +209,16 @@ def seal_request(
         The encapsulated request, and what opens its answer.
     """
     suite = config.pick_suite()
-    header = _HEADER.pack(config.key_id, suite.kem, suite.kdf, suite.aead)
+    header = pack_header(config.key_id, suite)
     context = suite.setup_sender(config.public, _info(header), ephemeral=ephemeral)
     secret = context.export(_RESPONSE_LABEL, max(suite.nonce_bytes, suite.key_bytes))
     capsule = b"".join((header, context.enc, context.seal(request)))
     return capsule, ResponseOpener(suite, context.enc, secret)
+
+
+def pack_header(key_id: int, suite: Suite) -> bytes:
+    """The clear first 7 bytes of a request."""
+    return _HEADER.pack(key_id, suite.kem, suite.kdf, suite.aead)
 
 
 def open_request(key: PrivateKey, capsule: bytes) -> tuple[bytes, ResponseSealer]:
