@@ -7,6 +7,7 @@ import pytest
 from cloister.crypto.hpke import Kem
 from cloister.errors import BadCiphertext, ConfigError, Overloaded, Replayed, UnknownKeyConfig
 from cloister.ohttp.capsule import KeyConfig, parse_key_configs, seal_request
+from cloister.ohttp.chunked import RequestSealer
 from cloister.ohttp.gateway import Gateway, GatewayKey
 from cloister.ohttp.replay import ReplayGuard
 
@@ -117,3 +118,52 @@ def test_full_guard_refuses_instead_of_forgetting() -> None:
         gateway.open(first)
     now[0] = 10.0
     assert gateway.open(third)[0] == b"x"
+
+
+def test_streamed_conversation() -> None:
+    """A chunked request opens piece by piece, and its answer can begin before it has ended."""
+    gateway = Gateway.generate()
+    sealer = RequestSealer(config_of(gateway))
+    stream = gateway.open_stream()
+    assert stream.receive(sealer.begin()) == []
+    assert stream.receive(sealer.seal(b"one")) == [b"one"]
+    answer = stream.response_sealer()
+    opener = sealer.response_opener()
+    assert opener.receive(answer.begin() + answer.seal(b"early")) == [b"early"]
+    assert stream.receive(sealer.seal(b"two") + sealer.seal(b"three", final=True)) == [b"two"]
+    assert stream.finish() == b"three"
+    assert opener.receive(answer.seal(b"late", final=True)) == []
+    assert opener.finish() == b"late"
+
+
+def test_streamed_replay() -> None:
+    """A chunked request is taken once, whether it comes whole or in parts, one after the other or at once."""
+    gateway = Gateway.generate()
+    sealer = RequestSealer(config_of(gateway))
+    raw = sealer.begin() + sealer.seal(b"one") + sealer.seal(b"", final=True)
+    early, first, late = gateway.open_stream(), gateway.open_stream(), gateway.open_stream()
+    assert early.receive(raw[:39]) == []
+    assert first.receive(raw) == [b"one"]
+    assert first.finish() == b""
+    with pytest.raises(Replayed):
+        early.receive(raw[39:])
+    with pytest.raises(Replayed):
+        late.receive(raw)
+
+
+def test_streamed_refusals() -> None:
+    """Another key, another suite, a changed byte or a cut: the errors of whole requests."""
+    gateway = Gateway.generate()
+    sealer = RequestSealer(config_of(gateway))
+    raw = sealer.begin() + sealer.seal(b"one") + sealer.seal(b"", final=True)
+    for bad in (bytes([raw[0] ^ 1]) + raw[1:], raw[:1] + b"\xff\xff" + raw[3:]):
+        with pytest.raises(UnknownKeyConfig):
+            gateway.open_stream().receive(bad)
+    with pytest.raises(BadCiphertext):
+        gateway.open_stream().receive(raw[:45] + bytes([raw[45] ^ 1]) + raw[46:])
+    cut = gateway.open_stream()
+    cut.receive(raw[:-1])
+    with pytest.raises(BadCiphertext):
+        cut.finish()
+    with pytest.raises(Replayed):
+        gateway.open_stream().receive(raw)

@@ -22,6 +22,8 @@ from cloister.ohttp.capsule import (
     render_key_configs,
     request_enc,
 )
+from cloister.ohttp.chunked import RequestOpener
+from cloister.ohttp.chunked import ResponseSealer as StreamSealer
 from cloister.ohttp.replay import ReplayGuard
 
 ALGORITHMS = (
@@ -98,16 +100,7 @@ class Gateway:
             header = CapsuleHeader.parse(capsule)
         except MalformedInput as error:
             raise BadCiphertext(_CANNOT_OPEN) from error
-        key = self._keys.get(header.key_id)
-        offered = key is not None and (
-            header.kem_id == key.private.kem and (header.kdf_id, header.aead_id) in key.algorithms
-        )
-        if key is None or not offered:
-            raise UnknownKeyConfig(
-                f"no key {header.key_id} for KEM 0x{header.kem_id:04x}, KDF 0x{header.kdf_id:04x}, "
-                f"AEAD 0x{header.aead_id:04x}",
-                hint="verify the service again to learn its current key",
-            )
+        key = self._find_key(header)
         try:
             suite = find_suite(header.kem_id, header.kdf_id, header.aead_id)
             enc = request_enc(capsule, suite)
@@ -118,6 +111,85 @@ class Gateway:
         # Only now, so that nobody without the key can fill the guard or burn another caller's request.
         self._guard.remember(enc, self._clock())
         return request, sealer
+
+    def open_stream(self) -> StreamedRequest:
+        """A chunked request, to be read as it comes."""
+        return StreamedRequest(self._find_key, self._guard, self._clock)
+
+    def _find_key(self, header: CapsuleHeader) -> GatewayKey:
+        key = self._keys.get(header.key_id)
+        offered = key is not None and (
+            header.kem_id == key.private.kem and (header.kdf_id, header.aead_id) in key.algorithms
+        )
+        if key is None or not offered:
+            raise UnknownKeyConfig(
+                f"no key {header.key_id} for KEM 0x{header.kem_id:04x}, KDF 0x{header.kdf_id:04x}, "
+                f"AEAD 0x{header.aead_id:04x}",
+                hint="verify the service again to learn its current key",
+            )
+        return key
+
+
+class StreamedRequest:
+    """A chunked request at the gateway: opened piece by piece, and refused if it was seen before.
+
+    It counts as seen from its first authentic piece on, so that nobody without the key can burn it.
+    """
+
+    def __init__(
+        self,
+        find_key: Callable[[CapsuleHeader], GatewayKey],
+        guard: ReplayGuard,
+        clock: Callable[[], float],
+    ) -> None:
+        self._find_key, self._guard, self._clock = find_key, guard, clock
+        self._opener = RequestOpener()
+        self._opening = False
+        self._remembered = False
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """Take bytes in; the pieces of the message that they complete.
+
+        Raises:
+            UnknownKeyConfig, Replayed, BadCiphertext, Overloaded: as ``Gateway.open``.
+        """
+        try:
+            pieces = self._opener.receive(data)
+            if not self._opening and self._opener.header is not None and self._opener.enc:
+                self._opening = True
+                key = self._find_key(self._opener.header)
+                self._guard.check_new(self._opener.enc)
+                pieces += self._opener.open_with(key.private)
+        except (BadCiphertext, MalformedInput) as error:
+            if self._opener.header is not None and not self._opening:
+                self._find_key(self._opener.header)  # a suite that nobody here knows
+            raise BadCiphertext(_CANNOT_OPEN) from error
+        if pieces:
+            self._remember()
+        return pieces
+
+    def finish(self) -> bytes:
+        """The last piece.
+
+        Raises:
+            BadCiphertext: the stream was cut, or its end does not authenticate.
+            Replayed, Overloaded: as ``receive``.
+        """
+        try:
+            piece = self._opener.finish()
+        except (BadCiphertext, MalformedInput) as error:
+            raise BadCiphertext(_CANNOT_OPEN) from error
+        self._remember()
+        return piece
+
+    def response_sealer(self) -> StreamSealer:
+        """What seals the answer, after the first piece."""
+        return self._opener.response_sealer()
+
+    def _remember(self) -> None:
+        if not self._remembered:
+            self._remembered = True
+            self._guard.remember(self._opener.enc, self._clock())
 
 
 _CANNOT_OPEN = "the sealed request cannot be opened"
