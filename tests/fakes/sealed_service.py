@@ -32,9 +32,10 @@ from cloister.attest.model import Endorsements, Evidence
 from cloister.attest.service import LoadedModel, ServiceIdentity, make_bundle
 from cloister.attest.simulated.platform import SimulatedPlatform
 from cloister.errors import BadCiphertext, Replayed, UnknownKeyConfig
-from cloister.ohttp import bhttp
+from cloister.ohttp import bhttp, chunked
+from cloister.ohttp.bhttp_stream import Writer
 from cloister.ohttp.capsule import KEY_PROBLEM, RESPONSE_TYPE
-from cloister.ohttp.gateway import Gateway
+from cloister.ohttp.gateway import Gateway, StreamedRequest
 from cloister.ohttp.replay import check_date
 
 MR_TD = bytes(range(48))
@@ -122,6 +123,7 @@ class SealedService:
         self.make_bundle: Callable[[bytes], bytes] = self.bundle
         self.answer: Answer = echo
         self.change_answer: Callable[[bytes], bytes] = lambda sealed: sealed
+        self.change_stream: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda parts: parts
         self.evidence_given = 0
         self.capsules: list[bytes] = []
         self.requests: list[bhttp.Request] = []
@@ -164,6 +166,31 @@ class SealedService:
         answer = bhttp.render_response(self.answer(request))
         return 200, RESPONSE_TYPE, self.change_answer(sealer.seal(answer))
 
+    def streamed(self, data: bytes) -> tuple[int, str, Iterator[bytes]]:
+        """Answer to a chunked request: the same answers, three bytes of content at a time."""
+        self.capsules.append(data)
+        stream = self.gateway.open_stream()
+        try:
+            pieces = [*stream.receive(data), stream.finish()]
+        except (UnknownKeyConfig, BadCiphertext):
+            problem = {"type": KEY_PROBLEM, "title": "key not in use"}
+            return 400, "application/problem+json", iter([json.dumps(problem).encode()])
+        except Replayed:
+            return 409, "application/problem+json", iter([b'{"type":"about:blank"}'])
+        request = bhttp.parse_request(b"".join(pieces))
+        check_date(request, datetime.now(UTC))
+        self.requests.append(request)
+        return 200, chunked.RESPONSE_TYPE, self.change_stream(self._answer_parts(request, stream))
+
+    def _answer_parts(self, request: bhttp.Request, stream: StreamedRequest) -> Iterator[bytes]:
+        answer = self.answer(request)
+        sealer = stream.response_sealer()
+        yield sealer.begin()
+        yield sealer.seal(Writer.head(answer))
+        for start in range(0, len(answer.content), 3):
+            yield sealer.seal(Writer.content(answer.content[start : start + 3]))
+        yield sealer.seal(Writer.end(), final=True)
+
     @contextmanager
     def serving(self, tls: TlsKey | None = None, *, port: int = 0, plain: bool = False) -> Iterator[str]:
         """Serve under ``tls`` (by default the attested key); yields the base address."""
@@ -200,7 +227,30 @@ def _handler(service: SealedService) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             service.outer.append(f"{self.requestline}\n{self.headers}")
             assert self.path == "/.well-known/ohttp-gateway"
-            self._send(*service.sealed(self.rfile.read(int(self.headers["content-length"]))))
+            content = self._content()
+            if self.headers["content-type"] == chunked.REQUEST_TYPE:
+                self._send_parts(*service.streamed(content))
+            else:
+                self._send(*service.sealed(content))
+
+        def _content(self) -> bytes:
+            if "content-length" in self.headers:
+                return self.rfile.read(int(self.headers["content-length"]))
+            content = b""
+            while size := int(self.rfile.readline(), 16):
+                content += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return content
+
+        def _send_parts(self, status: int, kind: str, parts: Iterator[bytes]) -> None:
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            for part in parts:
+                self.wfile.write(part)
+                self.wfile.flush()
+            self.close_connection = True
 
         def _send(self, status: int, kind: str, content: bytes) -> None:
             self.send_response(status)

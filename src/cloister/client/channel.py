@@ -34,19 +34,52 @@ NONCE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Channel:
-    """A service that proved itself, and the connection to it."""
+class Verified:
+    """A service that proved itself, and how to reach that service and no other."""
 
+    url: str
     service: VerifiedService
     key_config: KeyConfig
-    http: httpx.Client
-    """Accepts the attested TLS key only."""
+    tls: ssl.SSLContext | bool
+    """Accepts the attested TLS key only; True for a plain address, where nothing is to be pinned."""
     verified_at_s: float
     """Monotonic clock."""
+
+    def connect(self, timeout_s: float) -> Channel:
+        """Connections for blocking use."""
+        http = httpx.Client(base_url=self.url, verify=self.tls, timeout=timeout_s, follow_redirects=False)
+        return Channel(self, http)
+
+    def connect_async(self, timeout_s: float) -> AsyncChannel:
+        """Connections for an event loop."""
+        http = httpx.AsyncClient(
+            base_url=self.url, verify=self.tls, timeout=timeout_s, follow_redirects=False
+        )
+        return AsyncChannel(self, http)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """A service that proved itself, and the connections to it."""
+
+    verified: Verified
+    http: httpx.Client
 
     def close(self) -> None:
         """Close its connections."""
         self.http.close()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AsyncChannel:
+    """As ``Channel``, for an event loop."""
+
+    verified: Verified
+    http: httpx.AsyncClient
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self.http.aclose()
 
 
 def check_url(url: str) -> str:
@@ -69,13 +102,13 @@ def check_url(url: str) -> str:
     return str(parsed).rstrip("/")
 
 
-def open_channel(
+def verify_service(
     url: str,
     *,
     reference_values: ReferenceValues,
     roots: Sequence[x509.Certificate] | None,
     timeout_s: float,
-) -> Channel:
+) -> Verified:
     """Verify the service at ``url``. Sends nothing but a nonce.
 
     Raises:
@@ -95,8 +128,7 @@ def open_channel(
     if certificate is not None:
         _check_tls_key(certificate, service.identity.tls_spki)
         verify = _pinned(certificate)
-    http = httpx.Client(base_url=url, verify=verify, timeout=timeout_s, follow_redirects=False)
-    return Channel(service, key_config, http, time.monotonic())
+    return Verified(url, service, key_config, verify, time.monotonic())
 
 
 @contextmanager

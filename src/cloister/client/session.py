@@ -4,6 +4,14 @@
 
     with Client("https://host:8443", reference_values=ReferenceValues.from_toml(path)) as client:
         print(client.predict("resnet", Path("cat.jpg")).json())
+
+In an event loop ``AsyncClient`` does the same. ``transport`` and ``async_transport`` put any SDK that is
+built on httpx on top of a verified service::
+
+    sdk = openai.OpenAI(
+        base_url="https://host:8443/v1", api_key="...",
+        http_client=httpx.Client(transport=cloister.transport("https://host:8443", reference_values=values)),
+    )
 """
 
 from __future__ import annotations
@@ -18,6 +26,7 @@ from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
+from cloister.client.aio import AsyncOhttpTransport
 from cloister.client.answer import Answer, raise_for_status
 from cloister.client.payload import encode_payload
 from cloister.client.transport import OhttpTransport
@@ -84,11 +93,8 @@ class Client:
             VerificationError, PolicyDenied: the service did not prove itself, or the answer is forged.
             TransportError: not reached.
         """
-        content, kind = encode_payload(data, content_type)
-        path = f"/predictions/{_segment(model, 'model')}"
-        if version is not None:
-            path += f"/{_segment(version, 'version')}"
-        return self._send("POST", path, content=content, headers={"content-type": kind})
+        path, content, headers = _prediction(model, data, version, content_type)
+        return self._send("POST", path, content=content, headers=headers)
 
     def ping(self) -> Answer:
         """The service's health, asked through the sealed channel."""
@@ -113,8 +119,124 @@ class Client:
         self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
         response = self._http.request(method, path, content=content, headers=headers)
-        answer = Answer(response.status_code, tuple(response.headers.multi_items()), response.content)
-        return raise_for_status(answer)
+        return _answer(response)
+
+
+def transport(
+    url: str,
+    *,
+    reference_values: ReferenceValues,
+    roots: Sequence[x509.Certificate] | None = None,
+    max_age_s: float = 300.0,
+    timeout_s: float = 60.0,
+) -> OhttpTransport:
+    """A transport for ``httpx.Client``: verified, sealed, streamed. Arguments as ``Client``."""
+    return OhttpTransport(
+        url,
+        reference_values=reference_values,
+        roots=roots,
+        max_age_s=max_age_s,
+        timeout_s=timeout_s,
+        streaming=True,
+    )
+
+
+def async_transport(
+    url: str,
+    *,
+    reference_values: ReferenceValues,
+    roots: Sequence[x509.Certificate] | None = None,
+    max_age_s: float = 300.0,
+    timeout_s: float = 60.0,
+) -> AsyncOhttpTransport:
+    """A transport for ``httpx.AsyncClient``: verified, sealed, streamed. Arguments as ``Client``."""
+    return AsyncOhttpTransport(
+        url,
+        reference_values=reference_values,
+        roots=roots,
+        max_age_s=max_age_s,
+        timeout_s=timeout_s,
+        streaming=True,
+    )
+
+
+class AsyncClient:
+    """``Client`` for an event loop: the same arguments, the same errors, awaited."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        reference_values: ReferenceValues,
+        roots: Sequence[x509.Certificate] | None = None,
+        max_age_s: float = 300.0,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Set up; no connection is made yet. See ``Client``."""
+        self._transport = AsyncOhttpTransport(
+            url, reference_values=reference_values, roots=roots, max_age_s=max_age_s, timeout_s=timeout_s
+        )
+        self._http = httpx.AsyncClient(
+            transport=self._transport, base_url=self._transport.url, timeout=timeout_s
+        )
+
+    @property
+    def url(self) -> str:
+        """The service's base address."""
+        return self._transport.url
+
+    async def verify(self) -> VerifiedService:
+        """Verify the service now, and return what it proved; errors as ``Client.verify``."""
+        return await self._transport.verify()
+
+    async def predict(
+        self, model: str, data: Any, *, version: str | None = None, content_type: str | None = None
+    ) -> Answer:
+        """Ask a model; arguments and errors as ``Client.predict``."""
+        path, content, headers = _prediction(model, data, version, content_type)
+        return await self._send("POST", path, content=content, headers=headers)
+
+    async def ping(self) -> Answer:
+        """The service's health, asked through the sealed channel."""
+        return await self._send("GET", "/ping")
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _send(
+        self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        response = await self._http.request(method, path, content=content, headers=headers)
+        return _answer(response)
+
+
+def _prediction(
+    model: str, data: Any, version: str | None, content_type: str | None
+) -> tuple[str, bytes, dict[str, str]]:
+    """Path, body and headers of a prediction."""
+    content, kind = encode_payload(data, content_type)
+    path = f"/predictions/{_segment(model, 'model')}"
+    if version is not None:
+        path += f"/{_segment(version, 'version')}"
+    return path, content, {"content-type": kind}
+
+
+def _answer(response: httpx.Response) -> Answer:
+    return raise_for_status(
+        Answer(response.status_code, tuple(response.headers.multi_items()), response.content)
+    )
 
 
 def _segment(name: str, what: str) -> str:

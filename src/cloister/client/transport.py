@@ -5,53 +5,40 @@ Put it under any httpx client and that client speaks sealed::
     httpx.Client(transport=OhttpTransport(url, reference_values=values), base_url=url)
 
 Method, path, headers and content travel inside the capsule (RFC 9458); outside there is one POST to the
-gateway. Answers are whole: a cut or changed one is an error, never a short answer.
+gateway. Whole answers are the default; with ``streaming`` answers come piece by piece (chunked OHTTP). Either
+way a cut or changed one is an error, never a short answer. For an event loop: ``cloister.client.aio``.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import ExitStack, contextmanager
 
 import httpx
 from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
-from cloister.client.channel import Channel, check_url, open_channel, reaching
-from cloister.errors import (
-    CloisterError,
-    MalformedInput,
-    Overloaded,
-    Replayed,
-    RequestTooLarge,
-    TransportError,
-    UnknownKeyConfig,
+from cloister.client.channel import Channel, check_url, reaching, verify_service
+from cloister.client.sealing import (
+    GATEWAY_PATH,
+    STREAM_HEADERS,
+    WHOLE_HEADERS,
+    StreamedAnswer,
+    StreamedRequest,
+    answer_headers,
+    is_other_certificate,
+    is_stream,
+    never_knows_its_key,
+    open_whole,
+    refuse_unsealed,
+    seal_whole,
 )
+from cloister.errors import TransportError, UnknownKeyConfig
 from cloister.ohttp import bhttp
-from cloister.ohttp.capsule import KEY_PROBLEM, REQUEST_TYPE, RESPONSE_TYPE, seal_request
-from cloister.ohttp.replay import render_date
-
-GATEWAY_PATH = "/.well-known/ohttp-gateway"
-
-# RFC 9292, section 3.6: fields about a connection are left out; the authority stands in the control data.
-_NOT_SEALED = frozenset(
-    (
-        b"connection",
-        b"host",
-        b"keep-alive",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-        b"date",
-    )
-)
 
 
 class OhttpTransport(httpx.BaseTransport):
@@ -70,12 +57,20 @@ class OhttpTransport(httpx.BaseTransport):
         roots: Sequence[x509.Certificate] | None = None,
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
+        streaming: bool = False,
     ) -> None:
+        """Set up; no connection is made yet.
+
+        Args:
+            streaming: hand answers on as they come, for SDKs that read streams; each message costs a little
+                more.
+        """
         self.url = check_url(url)
         self._reference_values = reference_values
         self._roots = roots
         self._max_age_s = max_age_s
         self._timeout_s = timeout_s
+        self._streaming = streaming
         self._renewing = threading.Lock()
         self._lock = threading.Lock()
         self._channel: Channel | None = None
@@ -85,12 +80,19 @@ class OhttpTransport(httpx.BaseTransport):
         """Verify now, whatever the age of the last verification.
 
         Raises:
-            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``open_channel``.
+            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``verify_service``.
         """
-        return self._renew(self._channel).service
+        return self._renew(self._channel).verified.service
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Seal ``request``, send it, open the answer."""
+        return self._handle_stream(request) if self._streaming else self._handle_whole(request)
+
+    def close(self) -> None:
+        """Close every connection that no request is using; the others close with their request."""
+        self._replace(None)
+
+    def _handle_whole(self, request: httpx.Request) -> httpx.Response:
         content = request.read()
         with self._using() as channel:
             response = self._exchange(channel, request, content)
@@ -98,20 +100,76 @@ class OhttpTransport(httpx.BaseTransport):
             with self._using(instead_of=channel) as channel:
                 response = self._exchange(channel, request, content)
         if response is None:
-            raise UnknownKeyConfig(
-                "the service does not know the key that it was just verified with",
-                hint="something between may answer in its place, or several servers share one address",
-            )
-        headers = [(name, value) for name, value in response.headers if name not in _NOT_SEALED]
-        return httpx.Response(response.status, headers=headers, content=response.content, request=request)
+            raise never_knows_its_key()
+        return httpx.Response(
+            response.status, headers=answer_headers(response), content=response.content, request=request
+        )
 
-    def close(self) -> None:
-        """Close every connection that no request is using; the others close with their request."""
-        self._replace(None)
+    def _exchange(self, channel: Channel, request: httpx.Request, content: bytes) -> bhttp.Response | None:
+        """The opened answer; None if the service has other keys than it was verified with."""
+        capsule, opener = seal_whole(channel.verified.key_config, request, content)
+        try:
+            with reaching(self.url):
+                answer = channel.http.post(
+                    GATEWAY_PATH, content=capsule, headers=WHOLE_HEADERS, timeout=self._timeout(request)
+                )
+        except TransportError as error:
+            # The handshake failed, so that nothing was sent. After a restart the service has another key.
+            if is_other_certificate(error):
+                return None
+            raise
+        return open_whole(answer, opener, self.url)
+
+    def _handle_stream(self, request: httpx.Request) -> httpx.Response:
+        whole = request.read() if isinstance(request.stream, httpx.ByteStream) else None
+        stale: Channel | None = None
+        for _ in range(2):
+            with ExitStack() as stack:
+                channel = stack.enter_context(self._using(instead_of=stale))
+                body = self._begin(channel, request, whole, stack)
+                if body is not None:
+                    return httpx.Response(
+                        body.head.status, headers=answer_headers(body.head), stream=body, request=request
+                    )
+            stale = channel
+            if whole is None:
+                raise UnknownKeyConfig(
+                    "the service has a new key, and a streamed request cannot be sent twice",
+                    hint="send it again",
+                )
+        raise never_knows_its_key()
+
+    def _begin(
+        self, channel: Channel, request: httpx.Request, whole: bytes | None, stack: ExitStack
+    ) -> _AnswerStream | None:
+        sealed = StreamedRequest(channel.verified.key_config, request)
+        content = _parts(sealed, request) if whole is None else sealed.whole(whole)
+        outer = channel.http.build_request(
+            "POST", GATEWAY_PATH, content=content, headers=STREAM_HEADERS, timeout=self._timeout(request)
+        )
+        try:
+            with reaching(self.url):
+                answer = channel.http.send(outer, stream=True)
+                stack.callback(answer.close)
+                if not is_stream(answer):
+                    answer.read()
+        except TransportError as error:
+            if is_other_certificate(error):
+                return None
+            raise
+        if not is_stream(answer):
+            refuse_unsealed(answer, self.url)
+            return None
+        body = _AnswerStream(answer, sealed.answer(), self.url)
+        body.take_over(stack)
+        return body
+
+    def _timeout(self, request: httpx.Request) -> httpx.Timeout:
+        return httpx.Timeout(**request.extensions.get("timeout", {"timeout": self._timeout_s}))
 
     def _current(self) -> Channel:
         channel = self._channel
-        if channel is not None and time.monotonic() - channel.verified_at_s < self._max_age_s:
+        if channel is not None and time.monotonic() - channel.verified.verified_at_s < self._max_age_s:
             return channel
         return self._renew(channel)
 
@@ -122,12 +180,12 @@ class OhttpTransport(httpx.BaseTransport):
                 return self._channel
             # Forgotten before it is replaced: if verification fails, the next request must not use it.
             self._replace(None)
-            channel = open_channel(
+            channel = verify_service(
                 self.url,
                 reference_values=self._reference_values,
                 roots=self._roots,
                 timeout_s=self._timeout_s,
-            )
+            ).connect(self._timeout_s)
             self._replace(channel)
             return channel
 
@@ -163,82 +221,47 @@ class OhttpTransport(httpx.BaseTransport):
                     return channel
             stale = None  # another thread replaced it in between
 
-    def _exchange(self, channel: Channel, request: httpx.Request, content: bytes) -> bhttp.Response | None:
-        """The opened answer; None if the service has other keys than it was verified with."""
-        message = bhttp.render_request(_to_bhttp(request, content))
-        capsule, opener = seal_request(channel.key_config, message)
-        timeouts = request.extensions.get("timeout", {"timeout": self._timeout_s})
-        try:
-            with reaching(self.url):
-                answer = channel.http.post(
-                    GATEWAY_PATH,
-                    content=capsule,
-                    headers={"content-type": REQUEST_TYPE, "accept": RESPONSE_TYPE},
-                    timeout=httpx.Timeout(**timeouts),
-                )
-        except TransportError as error:
-            # The handshake failed, so that nothing was sent. After a restart the service has another key.
-            if _is_other_certificate(error):
-                return None
-            raise
-        if answer.status_code == httpx.codes.OK and answer.headers.get("content-type") == RESPONSE_TYPE:
-            return bhttp.parse_response(opener.open(answer.content))
-        if _is_key_problem(answer):
-            return None
-        raise _unsealed(answer, self.url)
+
+class _AnswerStream(httpx.SyncByteStream):
+    """The content of a streamed answer; keeps its channel open until it is closed."""
+
+    def __init__(self, answer: httpx.Response, opener: StreamedAnswer, url: str) -> None:
+        self._opener, self._url = opener, url
+        self._stack = ExitStack()
+        self._pieces = self._read(answer)
+        self._first = next(self._pieces)
+        assert opener.head is not None
+        self.head: bhttp.Response = opener.head
+
+    def take_over(self, stack: ExitStack) -> None:
+        """Keep what ``stack`` holds until this is closed."""
+        self._stack = stack.pop_all()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._first:
+            yield self._first
+        yield from self._pieces
+
+    def _read(self, answer: httpx.Response) -> Iterator[bytes]:
+        """The content; the first piece, empty or not, comes when the head is known."""
+        begun = False
+        with reaching(self._url):
+            for data in answer.iter_raw():
+                content = self._opener.receive(data)
+                if content or (not begun and self._opener.head is not None):
+                    begun = True
+                    yield content
+        content = self._opener.finish()
+        if content or not begun:
+            yield content
+
+    def close(self) -> None:
+        self._stack.close()
 
 
-def _to_bhttp(request: httpx.Request, content: bytes) -> bhttp.Request:
-    try:
-        # The date is ours, so that the gateway can refuse a replay however late it comes.
-        headers = [(b"date", render_date(datetime.now(UTC)))]
-        headers += [
-            (name.lower(), value) for name, value in request.headers.raw if name.lower() not in _NOT_SEALED
-        ]
-        return bhttp.Request(
-            method=request.method.encode("ascii"),
-            scheme=b"https",
-            authority=request.url.netloc,
-            path=request.url.raw_path,
-            headers=tuple(headers),
-            content=content,
-        )
-    except UnicodeEncodeError as error:
-        raise MalformedInput("request method: not ASCII") from error
-
-
-def _is_other_certificate(error: TransportError) -> bool:
-    cause: BaseException | None = error
-    while cause is not None:
-        if "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
-
-
-def _is_key_problem(answer: httpx.Response) -> bool:
-    """Whether the gateway says, outside of any sealing, that it has another key (RFC 9458, section 5.3)."""
-    if not answer.headers.get("content-type", "").startswith("application/problem+json"):
-        return False
-    try:
-        problem = json.loads(answer.content)
-    except ValueError:
-        return False
-    return isinstance(problem, dict) and problem.get("type") == KEY_PROBLEM
-
-
-def _unsealed(answer: httpx.Response, url: str) -> CloisterError:
-    """What an answer means that does not come from inside the service; nothing in it is authentic."""
-    status = answer.status_code
-    if status == httpx.codes.CONFLICT:
-        return Replayed("the gateway has seen this sealed request before")
-    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE:
-        return RequestTooLarge("the gateway refuses a request of this size")
-    if status in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.TOO_MANY_REQUESTS):
-        return Overloaded(
-            f"the gateway is not accepting requests: HTTP status {status}", hint="try again later"
-        )
-    return TransportError(
-        f"{url} answered without sealing: HTTP status {status}",
-        hint="is there a proxy that changes requests?",
-    )
+def _parts(sealed: StreamedRequest, request: httpx.Request) -> Iterator[bytes]:
+    assert isinstance(request.stream, httpx.SyncByteStream)
+    yield sealed.begin()
+    for data in request.stream:
+        yield from sealed.content(data)
+    yield sealed.end()
