@@ -12,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloister import __version__
-from cloister.cli import collateral, demo, evidence, keys, predict, seal, serve, simulate, verify
+from cloister.cli import collateral, demo, evidence, keys, predict, proxy, seal, serve, simulate, verify
 from cloister.cli.output import show_error
 from cloister.errors import CloisterError
 
@@ -56,6 +56,7 @@ app.command("settings")(serve.show_settings)
 app.command("evidence")(evidence.evidence)
 app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
+app.command("proxy")(proxy.proxy)
 app.add_typer(collateral.app, name="collateral")
 app.add_typer(simulate.app, name="simulate")
 app.command("demo")(demo.demo)

@@ -72,6 +72,10 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
         """
         return (await self._renew(self._channel)).verified.service
 
+    async def service(self) -> VerifiedService:
+        """What the service proved last, verified again only where that is too old; errors as ``verify``."""
+        return (await self._current()).verified.service
+
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Seal ``request``, send it, open the answer."""
         return await (self._handle_stream(request) if self._streaming else self._handle_whole(request))

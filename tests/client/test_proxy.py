@@ -1,0 +1,181 @@
+"""``cloister proxy`` as a real process, used by curl, Node and plain sockets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cloister.attest.simulated.platform import SimulatedPlatform
+from cloister.ohttp import bhttp
+from cloister.ohttp.gateway import Gateway
+from tests.fakes.sealed_service import MR_TD, SealedService
+
+CANARY = "canary-31aa"
+ACCEPTS = f'allow_simulated = true\n[tdx]\nmr_td = ["{MR_TD.hex()}"]\n'
+
+
+class Proxy:
+    """The command in a process of its own."""
+
+    def __init__(
+        self, service: SealedService, platform: SimulatedPlatform, folder: Path, *flags: str
+    ) -> None:
+        (folder / "values.toml").write_text(ACCEPTS)
+        (folder / "root.pem").write_bytes(platform.root.public_bytes(Encoding.PEM))
+        if not (Path(sys.executable).parent / "cloister").exists():
+            pytest.skip("the cloister command is not installed")
+        command = [str(Path(sys.executable).parent / "cloister"), "proxy", service.url]
+        command += ["-r", str(folder / "values.toml"), "--simulated-root", str(folder / "root.pem")]
+        self.process = subprocess.Popen(
+            [*command, "--listen", "127.0.0.1:0", *flags],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.url = next((word for word in self.line.split() if word.startswith("http://")), "")
+
+    def stop(self) -> str:
+        """End it; what it printed."""
+        self.process.send_signal(signal.SIGTERM)
+        out, err = self.process.communicate(timeout=20)
+        return self.line + out + err
+
+
+@pytest.fixture
+def proxy(service: SealedService, platform: SimulatedPlatform, tmp_path: Path) -> Iterator[Proxy]:
+    """A running proxy to an honest service."""
+    started = Proxy(service, platform, tmp_path)
+    yield started
+    if started.process.poll() is None:
+        started.stop()
+
+
+def test_plain_in_sealed_out(service: SealedService, proxy: Proxy) -> None:
+    """What comes in plain arrives sealed, with method, path, query, headers and content."""
+    answer = httpx.put(f"{proxy.url}/v2/x?a=1", content=CANARY, headers={"x-own": "yes"})
+    assert (answer.json()["method"], answer.json()["path"]) == ("PUT", "/v2/x?a=1")
+    assert service.requests[0].header(b"x-own") == b"yes"
+    assert not any(CANARY in line or "/v2/x" in line for line in service.outer)
+    assert CANARY not in proxy.stop()
+
+
+def test_curl(service: SealedService, proxy: Proxy) -> None:
+    """curl as in the documentation, with a body in chunks."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    command = ["curl", "-sS", "-T", "-", f"{proxy.url}/predictions/echo"]
+    answer = subprocess.run(command, input=b"abc", capture_output=True, timeout=30, check=True)
+    assert json.loads(answer.stdout)["path"] == "/predictions/echo"
+
+
+def test_node(proxy: Proxy) -> None:
+    """Node's fetch."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    script = (
+        "const r = await fetch(process.argv[1], {method: 'POST', body: 'abc'});"
+        "console.log(r.status, (await r.json()).path)"
+    )
+    command = ["node", "--input-type=module", "-e", script, f"{proxy.url}/predictions/echo"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert answer.stdout.split() == ["200", "/predictions/echo"]
+
+
+def test_streams(service: SealedService, proxy: Proxy) -> None:
+    """Answers come piece by piece; a cut one is an error at the caller, not a short answer."""
+    service.answer = lambda request: bhttp.Response(200, (), b"abcdef")
+    with httpx.stream("GET", f"{proxy.url}/x") as answer:
+        assert b"".join(answer.iter_raw()) == b"abcdef"
+    service.change_stream = lambda parts: islice(parts, 3)
+    with (
+        pytest.raises(httpx.RemoteProtocolError),
+        httpx.stream("GET", f"{proxy.url}/x") as answer,
+    ):
+        answer.read()
+
+
+def test_health(service: SealedService, proxy: Proxy) -> None:
+    """Its own address says what was verified, and makes no evidence anew."""
+    given = service.evidence_given
+    for _ in range(2):
+        health = httpx.get(f"{proxy.url}/.well-known/cloister/proxy")
+        assert health.json()["status"] == "verified"
+        assert health.json()["models"] == ["echo 1"]
+    assert service.evidence_given == given + 1
+
+
+def test_nothing_goes_to_a_service_that_does_not_verify(service: SealedService, proxy: Proxy) -> None:
+    """New keys without honest evidence: 502 with the reason, and nothing has left."""
+    httpx.get(f"{proxy.url}/x")
+    sent = len(service.requests)
+    honest = service.bundle
+    service.gateway = Gateway.generate()
+    service.make_bundle = lambda nonce: honest(bytes(32))
+    answer = httpx.post(f"{proxy.url}/x", content=CANARY)
+    assert (answer.status_code, answer.json()["code"]) == (502, 502)
+    assert len(service.requests) == sent
+    printed = proxy.stop()
+    assert "refused" in printed
+    assert CANARY not in printed
+
+
+def test_does_not_start_without_verification(
+    service: SealedService, platform: SimulatedPlatform, tmp_path: Path
+) -> None:
+    """A service that is not acceptable: no port, exit code 3, one line."""
+    (tmp_path / "values.toml").write_text(ACCEPTS)
+    honest = service.bundle
+    service.make_bundle = lambda nonce: honest(bytes(32))
+    refused = Proxy(service, platform, tmp_path)
+    assert refused.process.wait(20) == 3
+    assert not refused.line
+    assert refused.process.stderr is not None
+    assert len(refused.process.stderr.read().strip().splitlines()) == 1
+
+
+def test_web_pages_are_kept_out(service: SealedService, proxy: Proxy) -> None:
+    """A foreign origin or a rebound host name is refused before anything is sent."""
+    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+        assert httpx.post(f"{proxy.url}/x", content=b"a", headers=headers).status_code == 403
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "nonsense", "127.0.0.1:99999"])
+def test_listens_on_loopback_only(
+    service: SealedService, platform: SimulatedPlatform, tmp_path: Path, listen: str
+) -> None:
+    """Another address needs to be asked for in words."""
+    refused = Proxy(service, platform, tmp_path, "--listen", listen)
+    assert refused.process.wait(20) == 2
+
+
+def test_unix_socket(service: SealedService, platform: SimulatedPlatform, tmp_path: Path) -> None:
+    """A UNIX socket that only its user can open, removed at the end."""
+    path = tmp_path / "proxy.sock"
+    started = Proxy(service, platform, tmp_path, "--unix", str(path))
+    assert path.stat().st_mode & 0o077 == 0
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path))) as http:
+        assert http.post("http://localhost/x", content=b"a").status_code == 200
+    started.stop()
+    assert not path.exists()
+
+
+def test_a_caller_that_leaves_does_no_harm(service: SealedService, proxy: Proxy) -> None:
+    """A connection that is closed in the middle of its request, then an ordinary request."""
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(b"POST /x HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf")
+    assert httpx.get(f"{proxy.url}/x").status_code == 200
