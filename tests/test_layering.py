@@ -25,6 +25,7 @@ LADDER = (
     "optimize",
     "serve",
     "client",
+    "verifier",
     "stream",
     "data",
     "federated",
