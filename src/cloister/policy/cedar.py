@@ -40,6 +40,8 @@ class Entity:
     attributes: Mapping[str, Any] | None = None
     tags: Mapping[str, str] | None = None
     """Values whose names no schema can know, for ``hasTag`` and ``getTag``."""
+    parents: tuple[Entity, ...] = ()
+    """What it is a member of, for ``in``."""
 
     @property
     def uid(self) -> dict[str, str]:
@@ -53,7 +55,7 @@ class Entity:
             "uid": self.uid,
             "attrs": dict(self.attributes or {}),
             "tags": dict(self.tags or {}),
-            "parents": [],
+            "parents": [parent.uid for parent in self.parents],
         }
 
 
@@ -144,7 +146,8 @@ class CedarPolicy:
             "context": dict(context),
         }
         try:
-            entities = json.dumps([principal.form, resource.form])
+            parents = [parent.form for parent in (*principal.parents, *resource.parents)]
+            entities = json.dumps([principal.form, resource.form, *parents])
             handle = cedarpy.Entities.from_json_str(entities, self._schema)
             result = cedarpy.is_authorized(request, self._policies, handle, self._schema)
         except (ValueError, TypeError) as error:
