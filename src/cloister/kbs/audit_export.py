@@ -91,6 +91,26 @@ def verify_export(
         AuditBroken: an entry was edited, removed, moved or added, or the file or the log was cut short.
         BadSignature: a checkpoint was not signed with this broker's audit key.
     """
+    chain, ended = _read(lines, key, checkpoints)
+    if not ended:
+        raise AuditBroken("audit export: it was cut short, its last line is no checkpoint")
+    return chain.summary(signed=True)
+
+
+def read_open_log(lines: Iterable[str], key: ed25519.Ed25519PublicKey) -> Head:
+    """Where a file of this form ends that is still being written: its last lines may have no checkpoint yet.
+
+    Raises:
+        MalformedInput, AuditBroken, BadSignature: as ``verify_export``.
+    """
+    chain, _ = _read(lines, key, ())
+    return Head(chain.sequence, chain.hash)
+
+
+def _read(
+    lines: Iterable[str], key: ed25519.Ed25519PublicKey, checkpoints: Iterable[Checkpoint]
+) -> tuple[Chain, bool]:
+    """The chain of a file, and whether its last line is a checkpoint."""
     numbered = enumerate((line for line in lines if line.strip()), 1)
     first = _object(*next(numbered, (1, "")))
     if first.get("format") != FORMAT:
@@ -111,9 +131,7 @@ def verify_export(
         else:
             chain.add(chain.sequence + 1, _canonical(document), _text(document, "hash"))
             ended = False
-    if not ended:
-        raise AuditBroken("audit export: it was cut short, its last line is no checkpoint")
-    return chain.summary(signed=True)
+    return chain, ended
 
 
 def export_audit_log(settings: KeysSettings, target: Path, now: datetime, *, after: int = 0) -> int:

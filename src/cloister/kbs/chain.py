@@ -22,7 +22,17 @@ from cloister.kbs.checkpoints import Checkpoint
 
 GENESIS = "0" * 64
 Kind = Literal[
-    "release", "refusal", "stored", "deleted", "revoked", "restored", "minimum", "rotated", "document"
+    "release",
+    "refusal",
+    "stored",
+    "deleted",
+    "revoked",
+    "restored",
+    "minimum",
+    "rotated",
+    "document",
+    "permitted",
+    "refused",
 ]
 
 
@@ -66,6 +76,11 @@ class AuditEntry:
     def canonical(self) -> bytes:
         """What the hash is taken over: every member but the hash itself."""
         return rfc8785.dumps({name: getattr(self, name) for name in _HASHED})
+
+
+def hash_of(entry: AuditEntry) -> str:
+    """An entry's own hash: SHA-256 over its canonical JSON, hexadecimal."""
+    return hashlib.sha256(entry.canonical()).hexdigest()
 
 
 _HASHED = tuple(item.name for item in fields(AuditEntry) if item.name != "hash")

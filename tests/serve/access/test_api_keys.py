@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import ConfigError
-from cloister.serve.access.api_keys import find_caller, make_api_key, read_api_keys, remove_api_key
+from cloister.serve.access.api_keys import find_record, make_api_key, read_api_keys, remove_api_key
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -23,14 +23,15 @@ def test_life_of_a_key(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
     assert key not in path.read_text()
     records = read_api_keys(path)
-    caller = find_caller(records, key.encode(), NOW)
-    assert caller is not None
+    record = find_record(records, key.encode(), NOW)
+    assert record is not None
+    caller = record.caller()
     assert (caller.name, caller.tenant, caller.groups) == ("api-key:ci", "acme", ("robots",))
-    assert find_caller(records, key.encode()[:-1], NOW) is None
-    assert find_caller(records, short.encode(), NOW) is not None
-    assert find_caller(records, short.encode(), NOW + timedelta(hours=1)) is None
+    assert find_record(records, key.encode()[:-1], NOW) is None
+    assert find_record(records, short.encode(), NOW) is not None
+    assert find_record(records, short.encode(), NOW + timedelta(hours=1)) is None
     remove_api_key(path, "ci")
-    assert find_caller(read_api_keys(path), key.encode(), NOW) is None
+    assert find_record(read_api_keys(path), key.encode(), NOW) is None
 
 
 def test_names(tmp_path: Path) -> None:

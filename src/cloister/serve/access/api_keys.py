@@ -36,6 +36,11 @@ class ApiKey:
     created: str = ""
     expires: str | None = None
 
+    @property
+    def until_s(self) -> float:
+        """Seconds since 1970; infinite for a key without end."""
+        return float("inf") if self.expires is None else datetime.fromisoformat(self.expires).timestamp()
+
     def caller(self) -> Caller:
         """Whom the key speaks for."""
         return Caller(kind="api-key", subject=self.name, tenant=self.tenant, groups=self.groups)
@@ -106,15 +111,13 @@ def read_api_keys(path: Path) -> dict[str, ApiKey]:
     return records
 
 
-def find_caller(records: Mapping[str, ApiKey], key: bytes, now: datetime) -> Caller | None:
-    """Whom a presented key speaks for; None if it is not a key that is valid now.
+def find_record(records: Mapping[str, ApiKey], key: bytes, now: datetime) -> ApiKey | None:
+    """The record of a presented key; None if it is not a key that is valid now.
 
     Looked up by its hash: the time that takes says nothing of the keys in the file.
     """
     record = records.get(_digest(key))
-    if record is None or (record.expires is not None and datetime.fromisoformat(record.expires) <= now):
-        return None
-    return record.caller()
+    return record if record is not None and now.timestamp() < record.until_s else None
 
 
 def _parse(line: str, origin: str) -> ApiKey:

@@ -92,17 +92,19 @@ class IssuerKeys:
             assert self._keys is not None
             return self._keys
 
-    def find(self, key_id: str | None, algorithm: str) -> Any:
-        """The key that a token names; asks the issuer once more if it is not known.
+    def find(self, key_id: str | None, algorithm: str, *, may_ask: bool = True) -> Any:
+        """The key that a token names.
 
+        Args:
+            may_ask: ask the issuer once more if it is not known, which blocks on the network.
         Raises:
             BadSignature: there is no such key for this algorithm.
             TransportError, MalformedInput: as ``refresh``.
         """
-        for force in (False, True):
+        for force in (False, True) if may_ask else (None,):
             fitting = [
                 key
-                for key in self.refresh(force=force).keys
+                for key in (self._known() if force is None else self.refresh(force=force)).keys
                 if isinstance(key, _KINDS[algorithm])
                 and (key_id is None or key.kid == key_id)
                 and key.get("alg", algorithm) == algorithm
@@ -111,6 +113,11 @@ class IssuerKeys:
             if len(fitting) == 1:
                 return fitting[0]
         raise BadSignature("the issuer has no such key for this token")
+
+    def _known(self) -> KeySet:
+        if self._keys is None:
+            raise TransportError("the issuer's keys are not known yet", hint="try again in a few seconds")
+        return self._keys
 
     def _load(self) -> KeySet:
         url = self._issuer.jwks_url or self._discover()
@@ -138,7 +145,9 @@ class IssuerKeys:
         return url
 
 
-def verify_jwt(token: bytes, issuer: Issuer, keys: IssuerKeys, now_s: float) -> tuple[Caller, float]:
+def verify_jwt(
+    token: bytes, issuer: Issuer, keys: IssuerKeys, now_s: float, *, may_ask: bool = True
+) -> tuple[Caller, float]:
     """Whom a token speaks for, and until when (seconds since 1970).
 
     1. It is a compact JWT whose algorithm is on the list.
@@ -162,7 +171,9 @@ def verify_jwt(token: bytes, issuer: Issuer, keys: IssuerKeys, now_s: float) -> 
     if algorithm not in ALGORITHMS or "crit" in header or not isinstance(key_id, (str, type(None))):
         raise MalformedInput(f"token has an algorithm that is not accepted: {', '.join(ALGORITHMS)} are")
     try:
-        claims = jwt.decode(token, keys.find(key_id, algorithm), algorithms=[algorithm]).claims
+        claims = jwt.decode(
+            token, keys.find(key_id, algorithm, may_ask=may_ask), algorithms=[algorithm]
+        ).claims
     except (JoseError, ValueError, TypeError, RecursionError) as error:
         raise BadSignature("the token's signature is not its issuer's") from error
     if claims.get("iss") != issuer.url or issuer.audience not in _texts(claims.get("aud", ())):
