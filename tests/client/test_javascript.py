@@ -84,6 +84,7 @@ def verifier(
     (folder / "values.toml").write_text(f'allow_simulated = true\n[tdx]\nmr_td = ["{MR_TD.hex()}"]\n')
     (folder / "root.pem").write_bytes(platform.root.public_bytes(Encoding.PEM))
     command = [str(Path(sys.executable).parent / "cloister"), "verifier", "--listen", "127.0.0.1:0"]
+    command += ["--allow-origin", "*"]
     command += ["--key", str(folder / "key.pem"), "-r", str(folder / "values.toml")]
     process = subprocess.Popen(
         [*command, "--simulated-root", str(folder / "root.pem")], stdout=subprocess.PIPE, text=True
