@@ -12,6 +12,7 @@ import pytest
 import cloister
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.simulated.platform import SimulatedPlatform
+from cloister.client.transport import OhttpTransport
 from cloister.errors import BadCiphertext, CloisterError, Replayed, UnknownKeyConfig
 from cloister.ohttp import bhttp
 from cloister.ohttp.gateway import Gateway
@@ -168,3 +169,24 @@ def test_async_survives_a_restart(
         await client.close()
 
     anyio.run(story)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_padding(
+    service: SealedService, platform: SimulatedPlatform, reference_values: ReferenceValues, streaming: bool
+) -> None:
+    """Padded requests of different lengths look alike outside, and arrive as they were."""
+    transport = OhttpTransport(
+        service.url,
+        reference_values=reference_values,
+        roots=[platform.root],
+        streaming=streaming,
+        padding=True,
+    )
+    with httpx.Client(transport=transport, base_url=service.url) as http:
+        for content in (b"a" * 2020, b"a" * 2040, b"a" * 40_000):
+            http.post("/x", content=content)
+    assert [len(request.content) for request in service.requests] == [2020, 2040, 40_000]
+    short, longer, long = (len(capsule) for capsule in service.capsules)
+    assert short == longer
+    assert long < 46_000

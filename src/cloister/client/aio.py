@@ -53,6 +53,7 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
         streaming: bool = False,
+        padding: bool = False,
     ) -> None:
         self.url = check_url(url)
         self._reference_values = reference_values
@@ -60,6 +61,7 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
         self._max_age_s = max_age_s
         self._timeout_s = timeout_s
         self._streaming = streaming
+        self._padding = padding
         self._renewing = anyio.Lock()
         self._channel: AsyncChannel | None = None
         self._users: Counter[AsyncChannel] = Counter()
@@ -100,7 +102,7 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
     async def _exchange(
         self, channel: AsyncChannel, request: httpx.Request, content: bytes
     ) -> bhttp.Response | None:
-        capsule, opener = seal_whole(channel.verified.key_config, request, content)
+        capsule, opener = seal_whole(channel.verified.key_config, request, content, padding=self._padding)
         try:
             with reaching(self.url):
                 answer = await channel.http.post(
@@ -134,7 +136,7 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
     async def _begin(
         self, channel: AsyncChannel, request: httpx.Request, whole: bytes | None, stack: AsyncExitStack
     ) -> _AnswerStream | None:
-        sealed = StreamedRequest(channel.verified.key_config, request)
+        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
         content = _parts(sealed, request) if whole is None else sealed.whole(whole)
         outer = channel.http.build_request(
             "POST", GATEWAY_PATH, content=content, headers=STREAM_HEADERS, timeout=self._timeout(request)

@@ -30,6 +30,7 @@ from cloister.ohttp.capsule import (
     ResponseOpener,
     seal_request,
 )
+from cloister.ohttp.padding import pad, padded_bytes
 from cloister.ohttp.replay import render_date
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
@@ -51,19 +52,26 @@ _NOT_SEALED = frozenset(
 )
 
 
-def seal_whole(config: KeyConfig, request: httpx.Request, content: bytes) -> tuple[bytes, ResponseOpener]:
+def seal_whole(
+    config: KeyConfig, request: httpx.Request, content: bytes, *, padding: bool = False
+) -> tuple[bytes, ResponseOpener]:
     """The capsule of a whole request, and what opens its answer.
 
+    Args:
+        padding: fill it up to a size class (``cloister.ohttp.padding``).
     Raises:
         MalformedInput: a method or header that HTTP does not have.
     """
-    return seal_request(config, bhttp.render_request(_to_bhttp(request, content)))
+    message = bhttp.render_request(_to_bhttp(request, content))
+    return seal_request(config, pad(message) if padding else message)
 
 
 class StreamedRequest:
     """A request that is sealed as its content comes."""
 
-    def __init__(self, config: KeyConfig, request: httpx.Request) -> None:
+    def __init__(self, config: KeyConfig, request: httpx.Request, *, padding: bool = False) -> None:
+        self._padding = padding
+        self._bytes = 0
         self._head = Writer.head(_to_bhttp(request, b""))
         self._sealer = chunked.RequestSealer(config)
 
@@ -74,11 +82,18 @@ class StreamedRequest:
     def content(self, data: bytes) -> Iterator[bytes]:
         """More of the content."""
         for start in range(0, len(data), chunked.PIECE_BYTES):
-            yield self._sealer.seal(Writer.content(data[start : start + chunked.PIECE_BYTES]))
+            piece = Writer.content(data[start : start + chunked.PIECE_BYTES])
+            self._bytes += len(piece)
+            yield self._sealer.seal(piece)
 
     def end(self) -> bytes:
         """Sent last."""
-        return self._sealer.seal(Writer.end(), final=True)
+        length = len(self._head) + self._bytes + len(Writer.end())
+        padding = padded_bytes(length) - length if self._padding else 0
+        end = Writer.end(padding=padding)
+        pieces = [end[at : at + chunked.PIECE_BYTES] for at in range(0, len(end), chunked.PIECE_BYTES)]
+        sealed = [self._sealer.seal(piece) for piece in pieces[:-1]]
+        return b"".join((*sealed, self._sealer.seal(pieces[-1], final=True)))
 
     def whole(self, content: bytes) -> bytes:
         """All of it at once."""

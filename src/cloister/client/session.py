@@ -48,6 +48,7 @@ class Client:
         roots: Sequence[x509.Certificate] | None = None,
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
+        padding: bool = False,
     ) -> None:
         """Set up; no connection is made yet.
 
@@ -58,9 +59,15 @@ class Client:
                 must be given here.
             max_age_s: how long one verification is relied on.
             timeout_s: for each network operation.
+            padding: fill requests up to size classes, so that their length says less of what is in them.
         """
         self._transport = OhttpTransport(
-            url, reference_values=reference_values, roots=roots, max_age_s=max_age_s, timeout_s=timeout_s
+            url,
+            reference_values=reference_values,
+            roots=roots,
+            max_age_s=max_age_s,
+            timeout_s=timeout_s,
+            padding=padding,
         )
         self._http = httpx.Client(transport=self._transport, base_url=self._transport.url, timeout=timeout_s)
 
@@ -129,6 +136,7 @@ def transport(
     roots: Sequence[x509.Certificate] | None = None,
     max_age_s: float = 300.0,
     timeout_s: float = 60.0,
+    padding: bool = False,
 ) -> OhttpTransport:
     """A transport for ``httpx.Client``: verified, sealed, streamed. Arguments as ``Client``."""
     return OhttpTransport(
@@ -138,6 +146,7 @@ def transport(
         max_age_s=max_age_s,
         timeout_s=timeout_s,
         streaming=True,
+        padding=padding,
     )
 
 
@@ -148,6 +157,7 @@ def async_transport(
     roots: Sequence[x509.Certificate] | None = None,
     max_age_s: float = 300.0,
     timeout_s: float = 60.0,
+    padding: bool = False,
 ) -> AsyncOhttpTransport:
     """A transport for ``httpx.AsyncClient``: verified, sealed, streamed. Arguments as ``Client``."""
     return AsyncOhttpTransport(
@@ -157,6 +167,7 @@ def async_transport(
         max_age_s=max_age_s,
         timeout_s=timeout_s,
         streaming=True,
+        padding=padding,
     )
 
 
@@ -171,10 +182,16 @@ class AsyncClient:
         roots: Sequence[x509.Certificate] | None = None,
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
+        padding: bool = False,
     ) -> None:
         """Set up; no connection is made yet. See ``Client``."""
         self._transport = AsyncOhttpTransport(
-            url, reference_values=reference_values, roots=roots, max_age_s=max_age_s, timeout_s=timeout_s
+            url,
+            reference_values=reference_values,
+            roots=roots,
+            max_age_s=max_age_s,
+            timeout_s=timeout_s,
+            padding=padding,
         )
         self._http = httpx.AsyncClient(
             transport=self._transport, base_url=self._transport.url, timeout=timeout_s

@@ -58,12 +58,14 @@ class OhttpTransport(httpx.BaseTransport):
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
         streaming: bool = False,
+        padding: bool = False,
     ) -> None:
         """Set up; no connection is made yet.
 
         Args:
             streaming: hand answers on as they come, for SDKs that read streams; each message costs a little
                 more.
+            padding: fill requests up to size classes, so that their length says less.
         """
         self.url = check_url(url)
         self._reference_values = reference_values
@@ -71,6 +73,7 @@ class OhttpTransport(httpx.BaseTransport):
         self._max_age_s = max_age_s
         self._timeout_s = timeout_s
         self._streaming = streaming
+        self._padding = padding
         self._renewing = threading.Lock()
         self._lock = threading.Lock()
         self._channel: Channel | None = None
@@ -107,7 +110,7 @@ class OhttpTransport(httpx.BaseTransport):
 
     def _exchange(self, channel: Channel, request: httpx.Request, content: bytes) -> bhttp.Response | None:
         """The opened answer; None if the service has other keys than it was verified with."""
-        capsule, opener = seal_whole(channel.verified.key_config, request, content)
+        capsule, opener = seal_whole(channel.verified.key_config, request, content, padding=self._padding)
         try:
             with reaching(self.url):
                 answer = channel.http.post(
@@ -142,7 +145,7 @@ class OhttpTransport(httpx.BaseTransport):
     def _begin(
         self, channel: Channel, request: httpx.Request, whole: bytes | None, stack: ExitStack
     ) -> _AnswerStream | None:
-        sealed = StreamedRequest(channel.verified.key_config, request)
+        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
         content = _parts(sealed, request) if whole is None else sealed.whole(whole)
         outer = channel.http.build_request(
             "POST", GATEWAY_PATH, content=content, headers=STREAM_HEADERS, timeout=self._timeout(request)
