@@ -1,0 +1,1 @@
+"""What a worker does to itself before it runs a model's code: see ``confine``."""
