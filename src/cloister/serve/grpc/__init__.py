@@ -1,0 +1,1 @@
+"""gRPC: TorchServe's inference and management services, Open Inference Protocol v2, health checks."""
