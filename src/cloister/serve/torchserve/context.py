@@ -5,10 +5,11 @@ Source: pytorch/serve 0.12, ts/context.py (names and behaviour).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cloister.serve.torchserve.metrics import MetricsStore
+from cloister.serve.torchserve.metrics import MetricsCache
 
 
 class RequestProcessor:
@@ -74,9 +75,18 @@ class Context:
             "server_version": mms_version,
             "limit_max_image_pixels": limit_max_image_pixels,
         }
-        self.metrics = MetricsStore() if metrics is None else metrics
+        self.metrics = MetricsCache(model_name=model_name) if metrics is None else metrics
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = ()
+        self.stopping_criteria: Sequence[Callable[[Any], bool | None]] | None = None
+        """Set by a handler that answers in steps: for each request, whether a result is its last."""
+        self.part_sink: Callable[[int, Any], None] | None = None
+        """Set by the server: takes a part of the answer of the request at an index."""
+        self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
+        self.header_key_sequence_start = os.environ.get(
+            "TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start"
+        )
+        self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
 
     def get_request_id(self, idx: int = 0) -> str | None:
         return None if self.request_ids is None else self.request_ids.get(idx)
@@ -86,6 +96,20 @@ class Context:
 
     def get_all_request_header(self, idx: int) -> Mapping[str, Any]:
         return self.request_processor[idx].get_request_properties()
+
+    def get_sequence_id(self, idx: int) -> Any:
+        """Which sequence of requests this one belongs to."""
+        return self.get_request_header(idx, self.header_key_sequence_id)
+
+    def send_part(self, idx: int, result: Any) -> None:
+        """Send a part of one request's answer now.
+
+        Raises:
+            RuntimeError: there is nobody to send it to.
+        """
+        if self.part_sink is None:
+            raise RuntimeError("answers cannot be sent in parts here")
+        self.part_sink(idx, result)
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         self.set_response_header(idx, "content-type", value)
