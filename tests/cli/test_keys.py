@@ -180,7 +180,7 @@ def test_policy_test_explains(folder: Path, tmp_path: Path) -> None:
     claims.write_text(json.dumps(CLAIMS))
     asked = ("policy", "test", "--resource", URI, "--claims", str(claims))
     reason = fails(folder, 3, *asked, "--policy", str(policy))
-    assert "no policy permits; closest: digits" in reason
+    assert "no policy permits; closest: digits, mr_td differs: " in reason
     assert 'mr_td is "aaaa' in reason
     assert "debug" not in reason
     assert run(folder, *asked)["allowed"] is True

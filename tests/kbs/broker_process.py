@@ -105,8 +105,8 @@ class RunningBroker:
 
     def admin(self, token: str | None = None) -> BrokerAdmin:
         """The owner, or somebody with another token."""
-        own = (self.state / "admin.token").read_text()
-        return BrokerAdmin(self.url, token=own if token is None else token, ca=self.ca)
+        shown = (self.state / "admin.token").read_text() if token is None else token
+        return BrokerAdmin(self.url, token=shown, ca=self.ca)
 
     def put(self, uri: str, data: bytes) -> None:
         """Store a resource as the owner."""

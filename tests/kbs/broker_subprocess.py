@@ -56,8 +56,14 @@ class BrokerProcess:
                 break
         else:
             raise AssertionError("".join(before))
-        self._drain = threading.Thread(target=self.process.stderr.read, daemon=True)
+        self.output: list[str] = []
+        self._drain = threading.Thread(target=self.output.extend, args=[self.process.stderr], daemon=True)
         self._drain.start()
+
+    def assert_running(self) -> None:
+        """It has not ended by itself."""
+        status = self.process.poll()
+        assert status is None, f"ended with {status}: {''.join(self.output[-20:])}"
 
     @property
     def state(self) -> Path:

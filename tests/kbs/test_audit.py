@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from cloister.errors import VerificationError
 from cloister.kbs.audit import AuditBroken, AuditEvent, append, begin_log, read_entries, verify_audit
-from cloister.kbs.records import Database
+from cloister.kbs.database import Database
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 KEY = Ed25519PrivateKey.generate()

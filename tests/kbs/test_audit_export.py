@@ -27,7 +27,7 @@ from cloister.kbs.audit_export import (
     verify_export_file,
 )
 from cloister.kbs.checkpoints import Checkpoint
-from cloister.kbs.records import Database
+from cloister.kbs.database import Database
 from cloister.settings import KeysSettings
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)

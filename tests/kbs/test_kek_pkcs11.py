@@ -111,7 +111,8 @@ def test_two_keys_of_one_token_and_rotation(token: Path) -> None:
         """
 from cloister.kbs.kek import open_ring
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import Database, load_version, store_version
+from cloister.kbs.database import Database
+from cloister.kbs.records import load_version, store_version
 from cloister.kbs.rotation import rotate_kek
 make_key("old"); make_key("new")
 database = Database(f"sqlite:///{folder}/kbs.sqlite")

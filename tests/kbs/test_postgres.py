@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import create_engine, inspect, text
 
 from cloister.attest.simulated import SimulatedPlatform
-from cloister.errors import CloisterError, ConfigError
+from cloister.crypto.keys import SecretKey
+from cloister.errors import CloisterError, ConfigError, KeyUnavailable
 from cloister.kbs.audit import AuditEvent, begin_log, read_audit_log, verify_audit, verify_audit_log
 from cloister.kbs.backup import back_up, restore
 from cloister.kbs.client import BrokerClient
+from cloister.kbs.database import Database
 from cloister.kbs.journal import Journal
+from cloister.kbs.kek import FileKek, WrappedKey
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import Base, Database, load_version
+from cloister.kbs.records import Base, load_version, store_version
+from cloister.kbs.rotation import rotate_kek
 from cloister.kbs.state import open_state
 from cloister.settings import KeysSettings
 from tests.kbs.broker_process import Run, RunningBroker, Tee
@@ -219,7 +224,8 @@ def test_one_of_two_brokers_killed_under_load(url: str, platform: SimulatedPlatf
     time.sleep(2.0)
     ended.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
+    two.assert_running()
     two.stop()
     assert failures == []
     assert len(released) == 8
@@ -235,6 +241,144 @@ def test_one_of_two_brokers_stopped_under_load(brokers: Pair) -> None:
         for _ in range(60):
             assert client.get_resource(URI) == SECRET
     stop.join()
+
+
+def test_two_brokers_that_rotate_at_once(brokers: Pair) -> None:
+    """Each rotation either happens or is refused as one too many; no key is lost, and one KEK is left."""
+    one, two = brokers
+    uris = [f"kbs:///models/key/r{number}" for number in range(60)]
+    for uri in uris[:55]:
+        one.put(uri, uri.encode())
+    outcomes: list[str] = []
+    begin = threading.Barrier(3)
+
+    def rotate(broker: RunningBroker) -> None:
+        with broker.admin() as admin:
+            begin.wait()
+            for _ in range(4):
+                try:
+                    admin.rotate_kek()
+                    outcomes.append("done")
+                except CloisterError as error:
+                    outcomes.append(str(error))
+
+    def store() -> None:
+        begin.wait()
+        for uri in uris[55:]:
+            two.put(uri, uri.encode())
+
+    threads = [threading.Thread(target=rotate, args=(broker,)) for broker in brokers]
+    threads.append(threading.Thread(target=store))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert "done" in outcomes
+    refused = [outcome for outcome in outcomes if outcome != "done"]
+    assert all("another rotation" in reason or "run the rotation again" in reason for reason in refused)
+    with one.admin() as admin:
+        admin.rotate_kek()
+    assert (one.state / "kek").stat().st_size == 32
+    with one.client() as here, two.client() as there:
+        for uri in uris:
+            assert here.get_resource(uri) == there.get_resource(uri) == uri.encode()
+
+
+def test_a_rotation_that_ends_while_a_key_is_stored(url: str, tmp_path: Path) -> None:
+    """A key that was wrapped before the old KEK was forgotten, and written after, opens all the same."""
+    databases = Database(url), Database(url)
+    keks = FileKek(tmp_path / "kek"), FileKek(tmp_path / "kek")
+
+    class Slow(FileKek):
+        """Wraps, and then takes its time."""
+
+        rotated = False
+
+        def wrap(self, key: SecretKey, resource: str) -> WrappedKey:
+            wrapped = super().wrap(key, resource)
+            if not self.rotated:
+                self.rotated = True
+                rotate_kek(databases[1], keks[1], renew=True, retire=True)
+            return wrapped
+
+    path = ResourcePath("a", "b", "c")
+    with databases[0].write() as session:
+        store_version(session, Slow(tmp_path / "kek"), path, SECRET, created="2026")
+    with databases[0].read() as session:
+        assert load_version(session, keks[0], path)[0] == SECRET
+    for database in databases:
+        database.close()
+
+
+def test_a_second_rotation_is_refused(url: str, tmp_path: Path) -> None:
+    """While one broker rotates another one is told so, at once, and nothing changes."""
+    databases = Database(url), Database(url)
+    kek = FileKek(tmp_path / "kek")
+    before = kek.key_id
+    with databases[0].alone("rotation"), pytest.raises(KeyUnavailable, match="another rotation"):
+        rotate_kek(databases[1], kek, renew=True, retire=True)
+    assert kek.key_id == before
+    assert rotate_kek(databases[1], kek, renew=True, retire=True).kek_id != before
+    for database in databases:
+        database.close()
+
+
+def test_text_that_postgresql_cannot_hold(url: str, platform: SimulatedPlatform, tmp_path: Path) -> None:
+    """NUL in reasons, policies and ids is replaced or refused before the database sees it."""
+    broker = RunningBroker(tmp_path, platform, database=url, policy="")
+    broker.put(URI, SECRET)
+    try:
+        with broker.admin() as admin:
+            with pytest.raises(CloisterError, match="without NUL"):
+                admin.set_policy("// \0\npermit (principal, action, resource);")
+            admin.revoke(URI, "lost\0laptop")
+            assert admin.show_resource(URI)["versions"][0]["standing"] == "revoked: lost laptop"
+        token = (broker.state / "admin.token").read_text()
+        with broker.http() as http:
+            path, headers = "/kbs/v0/reference-value/a%00b", {"Authorization": f"Bearer {token}"}
+            assert http.get(path, headers=headers).status_code == 404
+    finally:
+        broker.stop()
+
+
+def test_a_database_that_is_away_is_no_refusal(
+    url: str, database_name: str, platform: SimulatedPlatform, tmp_path: Path
+) -> None:
+    """While the database is away everything that needs it is 503, and afterwards the broker goes on."""
+    broker = RunningBroker(tmp_path, platform, database=url, policy="")
+    broker.put(URI, SECRET)
+    token = (broker.state / "admin.token").read_text()
+    try:
+        with broker.http() as http:
+            run = Run(broker, http)
+            run.auth()
+            run.attest(run.body())
+            with away(url, database_name):
+                for path in (f"resource/{URI.removeprefix('kbs:///')}", "resource"):
+                    headers = {} if "/" in path else {"Authorization": f"Bearer {token}"}
+                    answer = http.get(f"/kbs/v0/{path}", headers=headers)
+                    assert answer.status_code == 503, answer.text
+                    assert "postgres" not in answer.text
+                run.auth()
+                assert run.attest(run.body()).status_code == 503
+        with broker.client() as client, broker.admin() as admin:
+            admin.set_policy('permit (principal, action == Action::"release", resource);')
+            assert client.get_resource(URI) == SECRET
+    finally:
+        broker.stop()
+
+
+@contextmanager
+def away(url: str, name: str) -> Iterator[None]:
+    """The database takes no connections, and has none."""
+    engine = create_engine(url.rpartition("/")[0] + "/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false"))
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+        connection.execute(text(ended), {"name": name})
+        yield
+        connection.execute(text(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true"))
+    engine.dispose()
 
 
 def test_the_driver_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_request_of_this_version_is_accepted() -> None:
         ({"version": "0.4.1"}, "0.4.0"),
         ({"version": ""}, "0.4.0"),
         ({"tee": "sev"}, "sev"),
-        ({"extra_params": {"supported-hash-algorithms": ["sha256"]}}, "sha384"),
+        ({"extra_params": {"supported-hash-algorithms": ["md5", "sm3"]}}, "sha384"),
         ({"extra_params": {"supported-hash-algorithms": 7}}, "sha384"),
     ],
 )

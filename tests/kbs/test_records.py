@@ -9,16 +9,10 @@ import pytest
 from sqlalchemy import text
 
 from cloister.errors import BadCiphertext, ConfigError, KeyUnavailable
+from cloister.kbs.database import Database
 from cloister.kbs.kek import KekProvider, open_kek
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import (
-    Database,
-    delete_versions,
-    list_resources,
-    list_versions,
-    load_version,
-    store_version,
-)
+from cloister.kbs.records import delete_versions, list_resources, list_versions, load_version, store_version
 from cloister.settings import KeysSettings
 
 PATH = ResourcePath("models", "key", "digits")

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from cloister.errors import BadCiphertext, ConfigError
+from cloister.errors import BadCiphertext, ConfigError, KeyUnavailable
+from cloister.kbs.database import Database
 from cloister.kbs.kek import FileKek, KekProvider, KekRing, open_kek, open_ring
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import Database, VersionRow, load_version, store_version
+from cloister.kbs.records import VersionRow, load_version, store_version
 from cloister.kbs.rotation import BATCH, rotate_kek
 
 RECORDS = BATCH + 7
@@ -101,6 +102,16 @@ def test_writers_during_a_rotation_lose_nothing(database: Database, kek: FileKek
     thread.join()
     assert stored
     assert [read(database, kek, number) for number in stored] == [b"secret %d" % number for number in stored]
+
+
+def test_a_second_rotation_is_refused(database: Database, kek: FileKek, tmp_path: Path) -> None:
+    """While one rotation runs another one of the same database is told so, and nothing changes."""
+    other, before = Database(f"sqlite:///{tmp_path}/kbs.sqlite"), kek.key_id
+    with database.alone("rotation"), pytest.raises(KeyUnavailable, match="another rotation"):
+        rotate_kek(other, kek, renew=True, retire=True)
+    assert kek.key_id == before
+    rotate_kek(other, kek, renew=True, retire=True)
+    other.close()
 
 
 def test_a_move_to_another_provider(database: Database, kek: FileKek, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_nonce_is_random_and_used_once() -> None:
     session_id, nonce = table.open("tdx", NOW)
     assert len(base64.b64decode(nonce)) == 32
     assert nonce != table.open("tdx", NOW)[1]
-    assert table.take_nonce(session_id, NOW) == ("tdx", nonce)
+    assert table.take_nonce(session_id, NOW) == ("tdx", nonce, "sha384")
     assert table.take_nonce(session_id, NOW) is None
 
 

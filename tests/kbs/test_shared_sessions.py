@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from cloister.crypto.jwe import TeePrivateKey, TeePublicKey
 from cloister.crypto.keys import SecretKey
-from cloister.kbs.records import Database
+from cloister.kbs.database import Database
 from cloister.kbs.sessions import AttestedTee
 from cloister.kbs.shared_sessions import SharedSessions
 
@@ -43,7 +43,7 @@ def test_a_session_goes_on_at_another_broker(pair: Pair, tee: AttestedTee) -> No
     one, other, _ = pair
     session_id, nonce = one.open("tdx", NOW)
     assert len(base64.b64decode(nonce)) == 32
-    assert other.take_nonce(session_id, NOW) == ("tdx", nonce)
+    assert other.take_nonce(session_id, NOW) == ("tdx", nonce, "sha384")
     other.attest(session_id, tee, NOW)
     found = one.attested(session_id, NOW)
     assert found is not None

@@ -26,9 +26,10 @@ from cloister.attest.simulated import SimulatedPlatform
 from cloister.errors import BadCiphertext, ConfigError, KeyUnavailable, MalformedInput, VerificationError
 from cloister.kbs.audit import AuditBroken, AuditEvent, append, begin_log, verify_audit
 from cloister.kbs.backup import back_up, restore
+from cloister.kbs.database import Database
 from cloister.kbs.journal import Journal
 from cloister.kbs.migrations import MIGRATIONS, SCHEMA_VERSION, migrate, schema_version
-from cloister.kbs.records import Base, Database
+from cloister.kbs.records import Base
 from cloister.settings import KeysSettings
 from tests.kbs.broker_process import RunningBroker
 from tests.kbs.conftest import SECRET

@@ -144,6 +144,21 @@ def test_closest_policy_is_the_one_with_least_missing() -> None:
     assert "not (" in decision.reason
 
 
+def test_what_differs_is_said_first() -> None:
+    """Claims that a policy compares with another value are named; other conditions are shown as they are."""
+    policy = CedarPolicy.from_text(
+        '@id("a") permit (principal, action, resource)'
+        ' when { context.mr_td == "11" && context.tcb_status == "UpToDate" && !context.debug };'
+    )
+    other, old, debug = {"mr_td": "22"}, {"tcb_status": "OutOfDate"}, {"debug": True}
+    right = {"mr_td": "11"}
+    assert "closest: a, mr_td and tcb_status differ: " in decide(policy, other | old).reason
+    assert "closest: a, mr_td differs: " in decide(policy, other).reason
+    assert "closest: a, where " in decide(policy, right | debug).reason
+    unless = CedarPolicy.from_text('permit (principal, action, resource) unless { context.mr_td == "11" };')
+    assert "differs" not in decide(unless, right).reason
+
+
 def test_scope_that_does_not_match_is_said() -> None:
     """A permit for another principal is reported as such."""
     decision = decide(with_schema('permit (principal == Tee::"snp", action, resource);'))

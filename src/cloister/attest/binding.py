@@ -39,13 +39,15 @@ def report_data_for(runtime_data: Mapping[str, Any], algorithm: str = "sha384") 
     return runtime_data_digest(runtime_data, algorithm).ljust(REPORT_DATA_BYTES, b"\x00")
 
 
-def check_binding(claims: Claims, runtime_data: Mapping[str, Any]) -> None:
+def check_binding(claims: Claims, runtime_data: Mapping[str, Any], algorithm: str = "sha384") -> None:
     """Establish that verified Evidence speaks of exactly this runtime data.
 
+    Args:
+        algorithm: as for ``runtime_data_digest``.
     Raises:
         BindingMismatch: it speaks of something else.
     """
-    expected = report_data_for(runtime_data)
+    expected = report_data_for(runtime_data, algorithm)
     # A TPM's quote carries the bare digest; every other evidence has it padded already.
     if not hmac.compare_digest(claims.report_data.ljust(REPORT_DATA_BYTES, b"\x00"), expected):
         raise BindingMismatch(

@@ -17,16 +17,10 @@ from sqlalchemy.orm import Session
 from cloister.errors import KeyUnavailable, MalformedInput
 from cloister.kbs import documents, standing
 from cloister.kbs.audit import AuditEvent, Kind, append
+from cloister.kbs.database import Database
 from cloister.kbs.kek import KekProvider
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import (
-    Database,
-    StoredVersion,
-    delete_versions,
-    list_versions,
-    load_version,
-    store_version,
-)
+from cloister.kbs.records import StoredVersion, delete_versions, list_versions, load_version, store_version
 from cloister.kbs.rotation import Rewrapped, rotate_kek
 
 LOCAL = "local"

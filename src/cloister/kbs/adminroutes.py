@@ -1,4 +1,4 @@
-"""Administration over HTTP: Trustee's endpoints, and what it has none for. All want an admin bearer token.
+"""Administration over HTTP: Trustee's endpoints, and more. Each wants an admin token or certificate.
 
 ============================================ ======== =========== ======================================
 path                                         method   permission  body, answer
@@ -39,16 +39,19 @@ from cloister.errors import CloisterError, ConfigError, KeyUnavailable, Malforme
 from cloister.kbs import protocol, trustee
 from cloister.kbs.admin import Permission
 from cloister.kbs.administration import Administration
+from cloister.kbs.administrators import Credential
+from cloister.kbs.database import DatabaseFailed
 from cloister.kbs.documents import (
     ATTESTATION_POLICY,
     REFERENCE_VALUE,
     REFERENCE_VALUES,
     RESOURCE_POLICY,
+    check_id,
     refuse_pinned,
 )
 from cloister.kbs.protocol import ResourcePath
 from cloister.kbs.refused import Refused
-from cloister.kbs.requests import bearer, read_body, resource_path
+from cloister.kbs.requests import credential, read_body, resource_path
 from cloister.kbs.stored import parse_reference_values
 from cloister.policy.rego import RegoPolicy
 from cloister.policy.release import parse_release_policy
@@ -62,13 +65,13 @@ _Act = Callable[[Request, Administration], Awaitable[Response]]
 
 
 class Administrator(Protocol):
-    """Who checks admin tokens: ``Broker``."""
+    """Who checks administrators' credentials: ``Broker``."""
 
-    def administer(self, token: str | None, needs: Permission) -> Administration:
-        """Administration on behalf of the token's role; raises Refused."""
+    def administer(self, shown: Credential, needs: Permission) -> Administration:
+        """Administration on behalf of whoever showed this; raises Refused."""
         ...
 
-    def audit_entries(self, token: str | None, after: int, limit: int) -> list[dict[str, Any]]:
+    def audit_entries(self, shown: Credential, after: int, limit: int) -> list[dict[str, Any]]:
         """Entries of the audit log; raises Refused."""
         ...
 
@@ -95,7 +98,7 @@ class KekRotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class AdminRoutes:
-    """The handlers; each checks the token before it reads a body."""
+    """The handlers; each checks the credential before it reads a body."""
 
     def __init__(self, broker: Administrator, settings: KeysSettings) -> None:
         self._broker = broker
@@ -210,7 +213,10 @@ class AdminRoutes:
 
     async def get_reference_value(self, request: Request, admin: Administration) -> Response:
         """One registered value."""
-        name = REFERENCE_VALUE + request.path_params["id"]
+        try:
+            name = REFERENCE_VALUE + check_id(request.path_params["id"])
+        except MalformedInput as error:
+            raise Refused("InvalidRequestPath", error.message) from error
         body = await run_in_threadpool(admin.get_document, name)
         if body is None:
             raise KeyUnavailable("no such reference value was registered")
@@ -239,16 +245,16 @@ class AdminRoutes:
         after = request.query_params.get("after", "0")
         if not (after.isascii() and after.isdigit() and len(after) < 19):
             raise Refused("InvalidRequestPath", "after must be a number")
-        token = bearer(request)
-        entries = await run_in_threadpool(self._broker.audit_entries, token, int(after), MAX_ENTRIES)
+        shown = credential(request)
+        entries = await run_in_threadpool(self._broker.audit_entries, shown, int(after), MAX_ENTRIES)
         return JSONResponse(entries)
 
     def _guarded(self, needs: Permission, act: _Act) -> Callable[[Request], Awaitable[Response]]:
         async def handler(request: Request) -> Response:
-            admin = self._broker.administer(bearer(request), needs)
+            admin = self._broker.administer(credential(request), needs)
             try:
                 return await act(request, admin)
-            except Refused:
+            except (Refused, DatabaseFailed):
                 raise
             except MissingDependencyError as error:
                 raise Refused("PolicyEngine", f"{error.message} ({error.hint})") from error

@@ -34,7 +34,7 @@ from cloister.kbs.claims import policy_context
 from cloister.kbs.evidence import WireEvidence, read_evidence
 from cloister.kbs.initdata import BoundInitData, check_init_data
 from cloister.kbs.sample import SampleClaims, appraise_sample, read_sample, refuse_sample
-from cloister.kbs.sessions import AttestedTee
+from cloister.kbs.sessions import AttestedTee, Waiting
 
 Refine = Callable[[AttestationResult, BoundInitData | None], AttestationResult]
 
@@ -74,10 +74,12 @@ class Appraiser:
         self._refine = refine
 
     def appraise(
-        self, attestation: protocol.Attestation, nonce: str, now: datetime, findings: Findings
+        self, attestation: protocol.Attestation, waiting: Waiting, now: datetime, findings: Findings
     ) -> tuple[AttestedTee, AttestationResult]:
         """Steps 2 to 5; ``findings`` gathers what is known when one of them fails.
 
+        Args:
+            waiting: the session's challenge.
         Raises:
             CloisterError: a step failed; nothing may be released.
         """
@@ -85,7 +87,7 @@ class Appraiser:
         composite = attestation.evidence()
         sent = self._read(tee, composite.primary_evidence)
         findings.evidence_digest = hashlib.sha256(sent.raw).hexdigest()
-        if not hmac.compare_digest(attestation.runtime_data.nonce.encode(), nonce.encode()):
+        if not hmac.compare_digest(attestation.runtime_data.nonce.encode(), waiting.nonce.encode()):
             raise BindingMismatch("the nonce is not the one of this session's challenge")
         if composite.additional_evidence not in ("", "{}"):
             raise MalformedInput("evidence of additional devices is not accepted")
@@ -95,7 +97,8 @@ class Appraiser:
         claims = self._verify(sent, now)
         findings.claims = claims.to_mapping()
         # 4. About this nonce and this key?
-        check_binding(claims, protocol.runtime_data(nonce, key, composite.additional_evidence))
+        bound = protocol.runtime_data(waiting.nonce, key, composite.additional_evidence)
+        check_binding(claims, bound, waiting.hash_algorithm)
         init_data = None if attestation.init_data is None else check_init_data(attestation.init_data, claims)
         # 5. Acceptable?
         reference_values = self._reference_values()

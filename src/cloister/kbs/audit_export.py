@@ -32,8 +32,9 @@ from cloister.errors import ConfigError, MalformedInput
 from cloister.kbs.audit import read_head
 from cloister.kbs.chain import GENESIS, AuditBroken, AuditSummary, Chain, Head, parse_entry
 from cloister.kbs.checkpoints import Checkpoint
+from cloister.kbs.database import Database, database_url, open_existing
 from cloister.kbs.owner_files import load_or_make_ed25519
-from cloister.kbs.records import AuditCheckpointRow, AuditRow, Database, database_url, open_existing
+from cloister.kbs.records import AuditCheckpointRow, AuditRow
 from cloister.settings import KeysSettings
 
 FORMAT = "cloister-audit/1"

@@ -37,9 +37,10 @@ from cloister.kbs.backup_archive import (
     summarize,
     write_archive,
 )
+from cloister.kbs.database import Database, database_url, open_engine, open_existing
 from cloister.kbs.migrations import SCHEMA_VERSION, migrate, schema_version
 from cloister.kbs.owner_files import make_folder, read_private, write_new
-from cloister.kbs.records import Base, Database, VersionRow, database_url, open_engine, open_existing
+from cloister.kbs.records import Base, VersionRow
 from cloister.settings import KeysSettings
 
 NOT_COPIED = frozenset({"sessions", "schema_version"})

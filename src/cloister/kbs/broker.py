@@ -29,11 +29,13 @@ from cloister.attest.token import issue_ear, verify_ear
 from cloister.crypto.jwe import encrypt
 from cloister.errors import CloisterError, ConfigError, KeyUnavailable, MalformedInput, TransportError
 from cloister.kbs import protocol
-from cloister.kbs.admin import Permission, check_admin_token
+from cloister.kbs.admin import Permission
 from cloister.kbs.administration import Administration
+from cloister.kbs.administrators import Administrators, Credential
 from cloister.kbs.appraiser import Appraiser, Findings
 from cloister.kbs.audit import AuditEvent, Kind
 from cloister.kbs.claims import init_data_annotations, tee_of_token
+from cloister.kbs.database import DatabaseFailed
 from cloister.kbs.entries import entries_after
 from cloister.kbs.records import SealedVersion, find_version, open_version
 from cloister.kbs.refused import CannotNow, Refused
@@ -46,6 +48,7 @@ from cloister.policy.cedar import Decision
 from cloister.policy.release import ReleasePolicy, ReleaseRequest
 
 NOT_ACCEPTED = frozenset({"sample", "sampledevice"})
+_BROKEN = "the broker's configuration is broken; its log says how"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Broker:
         allow_sample: whether a TEE that proves nothing gets a challenge.
         rego_values: what ``query_reference_value`` answers from, in policies that are in Rego.
         token_ttl_s: life of attestation result tokens.
+        administrators: who may administer; None means bearers of this broker's admin tokens.
         clock: aware UTC time.
     """
 
@@ -83,6 +87,7 @@ class Broker:
         allow_sample: bool = False,
         rego_values: Callable[[], Mapping[str, Any]] = dict,
         token_ttl_s: float = 300.0,
+        administrators: Administrators | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         log: structlog.typing.FilteringBoundLogger | None = None,
     ) -> None:
@@ -93,6 +98,7 @@ class Broker:
         self._allow_sample = allow_sample
         self._rego_values = rego_values
         self._token_ttl_s = token_ttl_s
+        self._administrators = administrators or Administrators(state.admin_key.public_key())
         self._clock = clock
         self._log = log or structlog.get_logger("cloister.kbs")
 
@@ -108,13 +114,13 @@ class Broker:
         except MalformedInput as error:
             raise Refused("SerdeError", error.message) from error
         try:
-            protocol.check_request(request)
+            algorithm = protocol.check_request(request)
         except MalformedInput as error:
             raise Refused("AttestationError", error.message) from error
         if request.tee in NOT_ACCEPTED and not (self._allow_sample and request.tee == SAMPLE):
             raise Refused("AttestationError", f"evidence of TEE {request.tee!r} proves nothing")
-        session_id, nonce = self._sessions.open(request.tee, self._clock())
-        return session_id, protocol.Challenge(nonce=nonce)
+        session_id, nonce = self._sessions.open(request.tee, self._clock(), algorithm)
+        return session_id, protocol.challenge_for(nonce, algorithm)
 
     def begin_attest(self, session_id: str | None, body: bytes) -> Future[protocol.TokenAnswer]:
         """Step 2: appraise the evidence, issue a token. A refusal comes by the future, once it is on disk."""
@@ -124,13 +130,13 @@ class Broker:
             raise Refused("SerdeError", error.message) from error
         now = self._clock()
         # 1. Session and nonce.
-        taken = self._sessions.take_nonce(session_id, now) if session_id else None
-        if session_id is None or taken is None:
+        waiting = self._sessions.take_nonce(session_id, now) if session_id else None
+        if session_id is None or waiting is None:
             raise Refused("AttestationError", "no session waits for evidence: expired, used, or unknown")
-        tee, nonce = taken
+        tee = waiting.tee
         findings = Findings(tee)
         try:
-            attested, result = self._appraiser.appraise(attestation, nonce, now, findings)
+            attested, result = self._appraiser.appraise(attestation, waiting, now, findings)
             token = self._issue(result, attested, now)
         except (CloisterError, RecursionError) as error:
             event, refused = self._refusal(findings, "", error, "AttestationError")
@@ -176,20 +182,18 @@ class Broker:
         """As ``begin_release``, but waits."""
         return self.begin_release(path, session_id=session_id, token=token).result()
 
-    def administer(self, token: str | None, needs: Permission) -> Administration:
-        """Administration on behalf of the role of an admin token that has a permission."""
-        if token is None:
-            raise Refused("AdminAuth", "administration needs a bearer token")
+    def administer(self, shown: Credential, needs: Permission) -> Administration:
+        """Administration on behalf of an administrator whose role has a permission."""
         try:
-            role = check_admin_token(token, self._state.admin_key.public_key(), self._clock(), needs=needs)
+            actor = self._administrators.actor(shown, self._clock(), needs=needs)
         except CloisterError as error:
-            self._log.warning("admin token refused", reason=error.message)
-            raise Refused("AdminAuth", error.message) from error
-        return self._state.administration().acting(f"role:{role}")
+            self._log.warning("administrator refused", reason=error.message)
+            raise Refused("AdminAuth", _BROKEN if _is_config(error) else error.message) from error
+        return self._state.administration().acting(actor)
 
-    def audit_entries(self, token: str | None, after: int, limit: int) -> list[dict[str, Any]]:
+    def audit_entries(self, shown: Credential, after: int, limit: int) -> list[dict[str, Any]]:
         """At most ``limit`` entries of the audit log after a sequence number."""
-        self.administer(token, "audit")
+        self.administer(shown, "audit")
         with self._state.database.read() as session:
             return entries_after(session, after, limit)
 
@@ -286,8 +290,8 @@ class Broker:
         reason = _one_line(cause)
         event = self._event("refusal", findings, resource, reason, policy_ids)
         # The owner's files are the owner's business: what is wrong in them is in the log, not in the answer.
-        shown = "the broker's configuration is broken; its log says how" if _is_config(cause) else reason
-        kind = CannotNow if isinstance(cause, CannotNow | TransportError) else Refused
+        shown = _BROKEN if _is_config(cause) else reason
+        kind = CannotNow if isinstance(cause, CannotNow | TransportError | DatabaseFailed) else Refused
         refused = kind(cause.variant if isinstance(cause, Refused) else variant, shown)
         refused.__cause__ = cause
         return event, refused

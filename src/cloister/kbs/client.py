@@ -19,11 +19,13 @@ from cloister.crypto.jwe import TeePrivateKey, TeePublicKey, b64u_encode
 from cloister.crypto.locked import LockedSecret
 from cloister.errors import CloisterError, ConfigError, KeyUnavailable, MalformedInput, TransportError
 from cloister.kbs import protocol
+from cloister.kbs.cache.identity import file_in_memory
 from cloister.kbs.evidence import tee_of_scheme, write_evidence
 
 _MAX_DETAIL_CHARACTERS = 600
 _CONNECT_S = 5.0
 _HINT = "is it running, and is its certificate (tls.pem) the one that was given?"
+_PEM = "-----BEGIN "
 _HASHES = list(protocol.SUPPORTED_HASH_ALGORITHMS)
 
 
@@ -34,13 +36,17 @@ class AllUnreachable(TransportError):
 class _Connection:
     """HTTPS to one broker of several; every failure becomes one of our errors."""
 
-    def __init__(self, url: str | Sequence[str], *, ca: Path | None, timeout_s: float) -> None:
+    def __init__(
+        self, url: str | Sequence[str], *, ca: Path | None, timeout_s: float, certificate: str = ""
+    ) -> None:
         self._urls = broker_urls(url)
         try:
             context = ssl.create_default_context(cafile=None if ca is None else str(ca))
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"cannot read the broker's certificate {ca}") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if certificate:
+            _show(context, certificate)
         timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S))
         self._http = httpx.Client(verify=context, timeout=timeout, trust_env=False)
 
@@ -222,16 +228,21 @@ class BrokerClient:
 
 
 class BrokerAdmin:
-    """Stores and deletes resources at a key broker, with its admin token.
+    """Stores and deletes resources at a key broker, as one of its administrators.
 
     Of several brokers, as for ``BrokerClient``, it asks the first that takes a connection.
+
+    Args:
+        token: an admin token, or the PEM text of a client certificate and its private key.
     """
 
     def __init__(
         self, url: str | Sequence[str], *, token: str, ca: Path | None = None, timeout_s: float = 30.0
     ) -> None:
-        self._connection = _Connection(url, ca=ca, timeout_s=timeout_s)
-        self._headers = {"Authorization": f"Bearer {token.strip()}"}
+        shown = token.strip()
+        pem = shown if _PEM in shown else ""
+        self._connection = _Connection(url, ca=ca, timeout_s=timeout_s, certificate=pem)
+        self._headers = {} if pem else {"Authorization": f"Bearer {shown}"}
 
     def put_resource(self, uri: str, data: bytes) -> None:
         """Store ``data`` as the newest version of ``kbs:///repository/type/tag``.
@@ -344,6 +355,14 @@ class BrokerAdmin:
         if response.status_code != 200:
             raise KeyUnavailable(f"key broker refused kbs:///{path}: {_detail(response)}")
         return response
+
+
+def _show(context: ssl.SSLContext, certificate: str) -> None:
+    try:
+        with file_in_memory(certificate.encode("utf-8")) as path:
+            context.load_cert_chain(path, password=lambda: b"")  # never ask at a terminal
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError("not a PEM of a client certificate and its private key") from error
 
 
 @contextlib.contextmanager

@@ -25,8 +25,9 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from cloister.errors import ConfigError, MalformedInput
+from cloister.kbs.database import Database
 from cloister.kbs.queries import Query
-from cloister.kbs.records import Database, DocumentRow
+from cloister.kbs.records import DocumentRow
 
 RESOURCE_POLICY = "resource-policy"
 REFERENCE_VALUES = "reference-values"
@@ -53,6 +54,8 @@ def put_document(session: Session, name: str, body: str, now: datetime) -> int:
     """Write a document over an older one; returns its revision."""
     if len(body) > MAX_DOCUMENT_CHARACTERS:
         raise MalformedInput(f"a document has at most {MAX_DOCUMENT_CHARACTERS} characters")
+    if "\0" in body:
+        raise MalformedInput("a document is text, without NUL")
     row = session.get(DocumentRow, name, with_for_update=True)
     if row is None:
         row = DocumentRow(name=name, revision=0, body="", updated="")

@@ -9,12 +9,13 @@ TEE            field              bytes
 tdx            ``mr_config_id``   48
 snp            ``host_data``      32
 sgx            ``config_id``      64
+TPM, Azure     PCR 8, SHA-256     32    extended once with the digest, from zero
 ============== ================== =====
 
 What a policy may rely on is only what was bound: init data whose digest is not in the evidence is a refusal,
 and so is init data of a TEE that has no such field.
 
-Source: Trustee, kbs/docs/initdata.md.
+Source: Trustee, kbs/docs/initdata.md; deps/verifier, ``az_snp_vtpm``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ from cloister.kbs.protocol import InitData
 VERSION = "0.1.0"
 MAX_BODY_CHARACTERS = 1 << 18
 _FIELDS = {"tdx": ("mr_config_id", 48), "sev-snp": ("host_data", 32), "sgx": ("config_id", 64)}
+_WITH_PCRS = frozenset({"tpm", "az-snp-vtpm", "az-tdx-vtpm"})
+_PCR = 8
 _ALGORITHMS = ("sha256", "sha384", "sha512")
 
 
@@ -67,18 +70,26 @@ def check_init_data(sent: InitData, claims: Claims) -> BoundInitData:
         raise MalformedInput(f"init data: version must be {VERSION}")
     if not isinstance(entries, dict) or not all(isinstance(text, str) for text in entries.values()):
         raise MalformedInput("init data: data must be a table of texts")
-    if claims.scheme not in _FIELDS:
-        raise MalformedInput(f"init data: evidence of scheme {claims.scheme} has no field for its digest")
-    name, length = _FIELDS[claims.scheme]
     digest = hashlib.new(algorithm, sent.body.encode("utf-8")).digest()
-    expected = digest[:length].ljust(length, b"\x00")
-    found: bytes = getattr(claims, name)
+    name, found, expected = _reported(claims, digest)
     if not hmac.compare_digest(found, expected):
         raise BindingMismatch(
             f"init data is not what the TEE was started with: {name} is {found.hex()[:16]}…,"
             f" this init data needs {expected.hex()[:16]}…"
         )
     return BoundInitData(digest.hex(), entries)
+
+
+def _reported(claims: Claims, digest: bytes) -> tuple[str, bytes, bytes]:
+    """Where the hardware reports a digest, what it reports, and what it would report for this one."""
+    if claims.scheme in _FIELDS:
+        name, length = _FIELDS[claims.scheme]
+        return name, getattr(claims, name), digest[:length].ljust(length, b"\x00")
+    if claims.scheme in _WITH_PCRS:
+        pcrs: Mapping[str, Mapping[int, bytes]] = getattr(claims, "pcrs", {})
+        extended = hashlib.sha256(bytes(32) + digest[:32].ljust(32, b"\x00")).digest()
+        return f"PCR {_PCR}", pcrs.get("sha256", {}).get(_PCR, b""), extended
+    raise MalformedInput(f"init data: evidence of scheme {claims.scheme} has no field for its digest")
 
 
 def _parse(sent: InitData) -> dict[str, Any]:

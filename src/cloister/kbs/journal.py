@@ -29,7 +29,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from cloister.errors import CloisterError, KeyUnavailable
 from cloister.kbs.audit import AuditBroken, AuditEvent, extend, lock_head
 from cloister.kbs.checkpoints import EVERY_S
-from cloister.kbs.records import Database, Transaction, translated
+from cloister.kbs.database import Database, Transaction, translated
 
 MAX_BATCH = 256
 T = TypeVar("T")

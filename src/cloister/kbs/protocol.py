@@ -29,6 +29,7 @@ VERSION = "0.4.0"
 COOKIE = "kbs-session-id"
 HASH_ALGORITHM = "sha384"
 SUPPORTED_HASH_ALGORITHMS = ("sha256", "sha384", "sha512")
+_PREFERRED = (HASH_ALGORITHM, "sha512", "sha256")
 NONCE_BYTES = 32
 TEES = frozenset(
     {"snp", "tdx", "sgx", "cca", "csv", "se", "tpm", "nvidia", "sample", "sampledevice"}
@@ -142,8 +143,11 @@ def render(message: msgspec.Struct) -> bytes:
     return msgspec.json.encode(message)
 
 
-def check_request(request: Request) -> None:
-    """Establish that we can talk to this client.
+def check_request(request: Request) -> str:
+    """Establish that we can talk to this client; returns the hash algorithm that binds its evidence.
+
+    It is SHA-384 for every client that offers it or offers nothing, as Trustee's own guests expect; else the
+    longest one that is offered.
 
     Raises:
         MalformedInput: another protocol version, an unknown TEE, or no hash algorithm in common.
@@ -154,8 +158,18 @@ def check_request(request: Request) -> None:
         raise MalformedInput(f"unknown TEE {request.tee[:20]!r}")
     if isinstance(request.extra_params, dict):
         offered = request.extra_params.get("supported-hash-algorithms", [HASH_ALGORITHM])
-        if not isinstance(offered, list) or HASH_ALGORITHM not in [str(item).lower() for item in offered]:
-            raise MalformedInput(f"this broker needs the hash algorithm {HASH_ALGORITHM}")
+        known = {str(item).lower() for item in offered} if isinstance(offered, list) else set()
+        for algorithm in _PREFERRED:
+            if algorithm in known:
+                return algorithm
+        raise MalformedInput(f"this broker needs a hash algorithm of {', '.join(_PREFERRED)}")
+    return HASH_ALGORITHM
+
+
+def challenge_for(nonce: str, hash_algorithm: str) -> Challenge:
+    """The challenge; it names the hash algorithm where that is not the protocol's usual one."""
+    usual = hash_algorithm == HASH_ALGORITHM
+    return Challenge(nonce=nonce, extra_params="" if usual else {"selected-hash-algorithm": hash_algorithm})
 
 
 def check_challenge(challenge: Challenge) -> str:

@@ -1,19 +1,12 @@
 """The broker's database: resources with their versions, the audit log, and sessions that brokers share.
 
-Nothing secret is stored in the clear: a version holds an envelope (see ``cloister.kbs.kek``). SQLite runs in
-WAL mode with full synchronisation, so that what was acknowledged survives the process and a power failure.
-Several brokers can use one PostgreSQL database. How the tables come to be: ``cloister.kbs.migrations``.
+Nothing secret is stored in the clear: a version holds an envelope (see ``cloister.kbs.kek``). Connections and
+transactions: ``cloister.kbs.database``; how the tables come to be: ``cloister.kbs.migrations``.
 """
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -25,23 +18,19 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     bindparam,
-    create_engine,
-    event,
     select,
 )
-from sqlalchemy.engine import URL, Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from cloister.errors import ConfigError, KeyUnavailable, MissingDependencyError
+from cloister.errors import ConfigError, KeyUnavailable
+from cloister.kbs.database import first_line, open_existing
 from cloister.kbs.kek import OVERHEAD_BYTES, Envelope, KekProvider, open_envelope, seal_envelope
-from cloister.kbs.migrations import migrate
 from cloister.kbs.protocol import ResourcePath
 from cloister.kbs.queries import Query
 from cloister.settings import KeysSettings
 
-_BEGIN = "cloister_begin"
-_BUSY_S = 30
 _LONG = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -169,188 +158,6 @@ class StoredVersion:
     kek_id: str
 
 
-class Transaction:
-    """One that is open, to be ended by whichever thread comes to it; nobody else writes until then."""
-
-    def __init__(self, connection: Connection, writing: threading.Lock) -> None:
-        self.connection = connection
-        self._writing = writing
-
-    def commit(self) -> None:
-        """Make it durable.
-
-        Raises:
-            KeyUnavailable: the database failed; nothing was written.
-        """
-        try:
-            with translated(), self.connection:
-                self.connection.commit()
-        finally:
-            self._writing.release()
-
-    def roll_back(self) -> None:
-        """As if it had not been."""
-        try:
-            with contextlib.suppress(SQLAlchemyError, sqlite3.Error):
-                self.connection.close()
-        finally:
-            self._writing.release()
-
-
-class Database:
-    """Opens the database and hands out transactions; safe to use from many threads."""
-
-    def __init__(self, url: str) -> None:
-        self.engine = open_engine(url)
-        self._writing, self._reading = threading.Lock(), threading.Lock()
-        self._reader: Connection | None = None
-        self._writer = self.engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
-        self.local = self.engine.dialect.name == "sqlite"
-        """Whether the database is a file of this machine, with this broker for its only one."""
-        with self.write_connection() as connection:
-            migrate(connection)
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        """A transaction that only reads.
-
-        Raises:
-            KeyUnavailable: the database does not answer.
-        """
-        with translated(), Session(self.engine) as session:
-            yield session
-
-    @contextmanager
-    def write(self) -> Iterator[Session]:
-        """A transaction that writes: committed when the block ends, rolled back when it raises.
-
-        SQLite has one writer at a time; waiting here is cheap, waiting in SQLite polls.
-
-        Raises:
-            KeyUnavailable: the database does not answer; nothing was written.
-        """
-        opened = Session(self._writer, expire_on_commit=False)
-        with translated(), self._writing, opened as session, session.begin():
-            yield session
-
-    @contextmanager
-    def read_connection(self) -> Iterator[Connection]:
-        """As ``read``, without the mapped classes."""
-        with translated(), self.engine.connect() as connection:
-            yield connection
-
-    def rows(self, query: Query, values: Mapping[str, Any]) -> Sequence[Any]:
-        """Every row of one query that stands alone; a local database keeps a connection for these.
-
-        Raises:
-            KeyUnavailable: the database does not answer.
-        """
-        if not self.local:
-            with self.read_connection() as connection:
-                return query.rows(connection, values)
-        with translated(), self._reading:
-            if self._reader is None:
-                self._reader = self.engine.connect()
-            return query.rows(self._reader, values)
-
-    @contextmanager
-    def snapshot(self) -> Iterator[Connection]:
-        """As ``read_connection``: everything that is read is of one moment, whatever is written meanwhile."""
-        with translated(), self.engine.connect() as connection:
-            if not self.local:
-                connection = connection.execution_options(isolation_level="REPEATABLE READ")
-            yield connection
-
-    @contextmanager
-    def write_connection(self) -> Iterator[Connection]:
-        """As ``write``, without the mapped classes."""
-        with translated(), self._writing, self._writer.connect() as connection, connection.begin():
-            yield connection
-
-    def begin_at_once(self) -> Transaction | None:
-        """A writing transaction of a local database, if nobody else is writing; waits for nothing.
-
-        Raises:
-            KeyUnavailable: the database does not answer.
-        """
-        if not self._writing.acquire(blocking=False):
-            return None
-        try:
-            with translated():
-                connection = self._writer.connect()
-                try:
-                    driver: Any = connection.connection.driver_connection
-                    driver.execute("PRAGMA busy_timeout=0")
-                    try:
-                        connection.begin()
-                    finally:
-                        driver.execute(f"PRAGMA busy_timeout={_BUSY_S * 1000}")
-                except OperationalError:  # another process writes
-                    connection.close()
-                    self._writing.release()
-                    return None
-        except BaseException:
-            self._writing.release()
-            raise
-        return Transaction(connection, self._writing)
-
-    def close(self) -> None:
-        """Close every connection."""
-        with self._reading:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
-        self.engine.dispose()
-
-
-def open_engine(url: str) -> Engine:
-    """An engine for the URL, with SQLite set up for durability.
-
-    Raises:
-        ConfigError: not a database URL, or it cannot be opened.
-        MissingDependencyError: its driver is not installed.
-    """
-    try:
-        parsed = make_url(url)
-        sqlite = parsed.get_backend_name() == "sqlite"
-        options: dict[str, Any] = (
-            {"connect_args": {"timeout": _BUSY_S}} if sqlite else {"pool_pre_ping": True}
-        )
-        engine = create_engine(parsed, pool_size=8, max_overflow=56, hide_parameters=True, **options)
-        if sqlite:
-            event.listen(engine, "connect", _sqlite_connect)
-            event.listen(engine, "begin", _sqlite_begin)
-        with engine.connect():
-            return engine
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"no driver for this database: {_first_line(error)}", hint="pip install 'cloister[postgres]'"
-        ) from error
-    except ArgumentError as error:
-        raise ConfigError(f"database URL is not usable: {_first_line(error)}") from error
-    except SQLAlchemyError as error:
-        raise ConfigError(f"cannot open the database: {_first_line(error)}") from error
-
-
-def database_url(settings: KeysSettings) -> str:
-    """The URL that the settings name, or that of the SQLite file in the state folder."""
-    if settings.database:
-        return settings.database
-    file = Path(settings.folder) / "kbs.sqlite"
-    return URL.create("sqlite", database=str(file)).render_as_string(hide_password=False)
-
-
-def open_existing(settings: KeysSettings) -> Engine:
-    """The database of a broker that has been started before, to look at.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if not settings.database and not (Path(settings.folder) / "kbs.sqlite").is_file():
-        raise ConfigError(f"no key broker has been started in {settings.folder}")
-    return open_engine(database_url(settings))
-
-
 def list_resources(settings: KeysSettings) -> list[dict[str, Any]]:
     """Every stored version as ``uri``, ``version``, ``bytes``, ``created``; never its content."""
     engine = open_existing(settings)
@@ -361,7 +168,7 @@ def list_resources(settings: KeysSettings) -> list[dict[str, Any]]:
                 for v in list_versions(session)
             ]
     except SQLAlchemyError as error:
-        raise ConfigError(f"cannot read the database: {_first_line(error)}") from error
+        raise ConfigError(f"cannot read the database: {first_line(error)}") from error
     finally:
         engine.dispose()
 
@@ -376,15 +183,21 @@ def store_version(
         session.add(row)
     row.last_version += 1
     envelope = seal_envelope(kek, data, context_of(path, row.last_version))
-    row.versions.append(
-        VersionRow(
-            version=row.last_version,
-            kek_id=envelope.kek_id,
-            wrapped_key=envelope.wrapped_key,
-            ciphertext=envelope.ciphertext,
-            created=created,
-        )
+    version = VersionRow(
+        version=row.last_version,
+        kek_id=envelope.kek_id,
+        wrapped_key=envelope.wrapped_key,
+        ciphertext=envelope.ciphertext,
+        created=created,
     )
+    row.versions.append(version)
+    session.flush()
+    # A rotation forgets a KEK only while nobody writes (``cloister.kbs.rotation``), so from here on it waits
+    # for this transaction. One that ended between the wrapping and the writing did not.
+    if envelope.kek_id != kek.key_id:
+        envelope = seal_envelope(kek, data, context_of(path, row.last_version))
+        version.kek_id, version.wrapped_key = envelope.kek_id, envelope.wrapped_key
+        version.ciphertext = envelope.ciphertext
     return StoredVersion(path.path, row.last_version, len(data), created, envelope.kek_id)
 
 
@@ -503,26 +316,3 @@ _NEWEST = (
 )
 _SEALED = Query(_NEWEST)
 _SEALED_VERSION = Query(_NEWEST.where(VersionRow.version == bindparam("number")))
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """What a database driver raises, as KeyUnavailable."""
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        raise KeyUnavailable(f"the broker's database failed: {type(error).__name__}") from error
-
-
-def _sqlite_connect(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own transactions begin too late; see _sqlite_begin
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _sqlite_begin(connection: Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

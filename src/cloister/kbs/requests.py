@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 from starlette.requests import Request
 
 from cloister.errors import MalformedInput
+from cloister.kbs.administrators import Credential
 from cloister.kbs.protocol import ResourcePath
 from cloister.kbs.refused import Refused
 
@@ -49,3 +52,11 @@ def bearer(request: Request) -> str | None:
     """The bearer token, if there is one."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
+
+
+def credential(request: Request) -> Credential:
+    """What a request for administration shows: a bearer token, or the certificate that TLS has verified."""
+    tls = request.scope.get("extensions", {}).get("tls", {})
+    chain = tls.get("client_cert_chain") or ()
+    certificate = ssl.PEM_cert_to_DER_cert(chain[0]) if chain else None
+    return Credential(bearer(request), certificate)

@@ -6,7 +6,8 @@
 3. With every writer locked out, there is no record under another KEK left; only then is the older generation
    forgotten (``retire``).
 
-It may be interrupted anywhere and run again. A record that does not open stops it before step 3.
+It may be interrupted anywhere and run again. A record that does not open stops it before step 3. Among all
+brokers on the database one rotates at a time: two that begin a generation each would lose one of them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from cloister.errors import KeyUnavailable
+from cloister.kbs.database import Database
 from cloister.kbs.kek import Envelope, KekProvider
 from cloister.kbs.kek.envelope import rewrap_envelope
 from cloister.kbs.protocol import ResourcePath
-from cloister.kbs.records import Database, ResourceRow, VersionRow, context_of
+from cloister.kbs.records import ResourceRow, VersionRow, context_of
 
 BATCH = 50
 
@@ -46,8 +48,13 @@ def rotate_kek(database: Database, kek: KekProvider, *, renew: bool, retire: boo
     Raises:
         BadCiphertext: a record was changed, or is under a KEK that is not there.
         ConfigError: the provider has no generations.
-        KeyUnavailable: provider or database do not answer; run it again.
+        KeyUnavailable: provider or database do not answer, or another one rotates; run it again.
     """
+    with database.alone("rotation"):
+        return _rotate(database, kek, renew=renew, retire=retire)
+
+
+def _rotate(database: Database, kek: KekProvider, *, renew: bool, retire: bool) -> Rewrapped:
     kek_id = kek.renew() if renew else kek.key_id
     done = 0
     while count := _rewrap_batch(database, kek, kek_id):

@@ -7,6 +7,7 @@ path                                        method credential           answer
 /kbs/v0/attest                              POST   session cookie       attestation result token
 /kbs/v0/resource/{repository}/{type}/{tag}  GET    cookie or bearer     JWE; ``?version=n`` for an older one
 /healthz                                    GET    none                 ``{"status": "ok"}``
+/openapi.json                               GET    none                 this interface, OpenAPI 3.1
 =========================================== ====== ==================== ==================================
 
 Administration is in ``cloister.kbs.adminroutes``.
@@ -20,6 +21,7 @@ import functools
 import gc
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
@@ -34,11 +36,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from structlog.typing import FilteringBoundLogger
 
 from cloister.errors import CloisterError, ConfigError
-from cloister.kbs import protocol
+from cloister.kbs import openapi, protocol
+from cloister.kbs.administrators import open_administrators
 from cloister.kbs.adminroutes import AdminRoutes
 from cloister.kbs.appraiser import Appraiser
 from cloister.kbs.broker import Broker
@@ -89,6 +92,9 @@ class ReleaseDesk(Protocol):
 class ReleaseRoutes:
     """The three steps of the protocol over HTTP; each reads a bounded body and hands over to a thread."""
 
+    administration = False
+    """Whether there are routes of administration."""
+
     def __init__(self, desk: ReleaseDesk, log: FilteringBoundLogger) -> None:
         self._desk = desk
         self._log = log
@@ -103,11 +109,17 @@ class ReleaseRoutes:
             Route("/kbs/v0/{plugin}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/kbs/v0/{plugin}/{rest:path}", _no_plugin, methods=["GET", "POST", "DELETE"]),
             Route("/healthz", _health, methods=["GET"]),
+            Route(openapi.PATH, self.document, methods=["GET"]),
         ]
 
     def more(self) -> list[Route]:
         """Routes besides the protocol's."""
         return []
+
+    async def document(self, _request: Request) -> Response:
+        """The interface of this server as an OpenAPI document."""
+        body = openapi.render_document(administration=self.administration)
+        return Response(body, media_type="application/json")
 
     async def auth(self, request: Request) -> Response:
         """Step 1 of the protocol."""
@@ -139,7 +151,7 @@ class ReleaseRoutes:
     ) -> dict[str, str]:
         return await run_in_threadpool(self._desk.release, path, session_id=session_id, token=token)
 
-    async def on_error(self, _request: Request, error: Exception) -> Response:
+    async def on_error(self, request: Request, error: Exception) -> Response:
         """Every failure as an error body of the protocol; of what is unexpected only the log learns more."""
         if isinstance(error, Refused):
             self._log.debug("request refused", variant=error.variant, detail=error.message)
@@ -147,7 +159,10 @@ class ReleaseRoutes:
         if isinstance(error, TooLarge):
             return _error("SerdeError", error.message, status=413)
         if isinstance(error, HTTPException):
-            return _error("InvalidRequestPath", "no such path or method", status=error.status_code)
+            answer = _error("InvalidRequestPath", "no such path or method", status=error.status_code)
+            if error.status_code == 405:
+                answer.headers["allow"] = ", ".join(sorted(_allowed(request)))
+            return answer
         reason = error.message if isinstance(error, CloisterError) else ""
         self._log.error("request failed", error=type(error).__name__, reason=reason)
         if isinstance(error, CloisterError):
@@ -165,17 +180,19 @@ class Routes(ReleaseRoutes):
     database or KEK is elsewhere. For the audit log's disk nobody waits but the request itself.
     """
 
+    administration = True
+
     def __init__(
         self, broker: Broker, log: FilteringBoundLogger, settings: KeysSettings, metrics: BrokerMetrics
     ) -> None:
         super().__init__(broker, log)
         self._broker = broker
         self._metrics = metrics
-        self._administration = AdminRoutes(broker, settings)
+        self._admin_routes = AdminRoutes(broker, settings)
 
     def more(self) -> list[Route]:
         """Administration."""
-        return self._administration.table()
+        return self._admin_routes.table()
 
     async def on_error(self, request: Request, error: Exception) -> Response:
         """See ``ReleaseRoutes``."""
@@ -224,6 +241,7 @@ def create_app(settings: KeysSettings, *, log: FilteringBoundLogger | None = Non
         policy = policy_source(settings, state.database)
         reference_values = reference_values_source(settings, state.database)
         endorsements = endorsements_source(settings.collateral)
+        administrators = open_administrators(settings, state.admin_key.public_key())
     except CloisterError:
         state.close()
         raise
@@ -242,6 +260,7 @@ def create_app(settings: KeysSettings, *, log: FilteringBoundLogger | None = Non
         allow_sample=settings.allow_sample,
         rego_values=stored.reference_values,
         token_ttl_s=settings.token_ttl_s,
+        administrators=administrators,
         log=log,
     )
     if root is not None:
@@ -298,15 +317,21 @@ def _metrics_port(app: Starlette, settings: KeysSettings, log: FilteringBoundLog
 def uvicorn_config(app: Starlette, settings: KeysSettings) -> uvicorn.Config:
     """How the broker is served: HTTPS with the certificate of its folder."""
     folder = Path(settings.folder)
-    return https_config(app, folder / "tls.pem", folder / "tls.key")
+    return https_config(app, folder / "tls.pem", folder / "tls.key", client_ca=settings.admin_ca)
 
 
-def https_config(app: Starlette, certificate: Path, key: Path) -> uvicorn.Config:
-    """How a releaser of keys is served: HTTPS, small requests, nothing of them logged."""
+def https_config(app: Starlette, certificate: Path, key: Path, *, client_ca: str = "") -> uvicorn.Config:
+    """How a releaser of keys is served: HTTPS, small requests, nothing of them logged.
+
+    Args:
+        client_ca: PEM file of authorities; a client that shows a certificate must then show one of theirs.
+    """
     return uvicorn.Config(
         app,
         ssl_certfile=str(certificate),
         ssl_keyfile=str(key),
+        ssl_ca_certs=client_ca or None,
+        ssl_cert_reqs=ssl.CERT_OPTIONAL if client_ca else ssl.CERT_NONE,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -367,6 +392,17 @@ async def _begun(begin: Callable[..., Future[T]], *arguments: Any, quick: bool) 
 def _error(variant: str, detail: str, *, status: int | None = None) -> Response:
     body = protocol.render(protocol.ErrorInformation.of(variant, detail))
     return Response(body, status or protocol.status_of(variant), media_type="application/json")
+
+
+def _allowed(request: Request) -> set[str]:
+    """The methods of every route that has this path (RFC 9110, 15.5.6)."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    return {
+        method
+        for route in routes
+        if route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 async def _health(_request: Request) -> Response:

@@ -14,10 +14,10 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cloister.crypto.jwe import TeePublicKey
-from cloister.kbs.protocol import NONCE_BYTES
+from cloister.kbs.protocol import HASH_ALGORITHM, NONCE_BYTES
 
 MAX_SESSIONS = 10_000
 
@@ -35,6 +35,15 @@ class AttestedTee:
     """Entries of the init data that came with the evidence and that the hardware binds."""
 
 
+class Waiting(NamedTuple):
+    """What a session waits for."""
+
+    tee: str
+    nonce: str
+    hash_algorithm: str = HASH_ALGORITHM
+    """By which the evidence binds nonce and key."""
+
+
 @dataclass(slots=True)
 class Session:
     """One run of the protocol."""
@@ -44,18 +53,19 @@ class Session:
     expires: datetime
     nonce: str | None
     """None once it was used."""
+    hash_algorithm: str = HASH_ALGORITHM
     attested: AttestedTee | None = None
 
 
 class Sessions(Protocol):
     """Where sessions are: a ``SessionTable``, or ``SharedSessions`` of several brokers."""
 
-    def open(self, tee: str, now: datetime) -> tuple[str, str]:
+    def open(self, tee: str, now: datetime, hash_algorithm: str = HASH_ALGORITHM) -> tuple[str, str]:
         """Begin a session; returns its id and nonce."""
         ...
 
-    def take_nonce(self, session_id: str, now: datetime) -> tuple[str, str] | None:
-        """The TEE name and nonce of a session that has not attested yet; the session is used up by this."""
+    def take_nonce(self, session_id: str, now: datetime) -> Waiting | None:
+        """The challenge of a session that has not attested yet; the session is used up by this."""
         ...
 
     def attest(self, session_id: str, attested: AttestedTee, now: datetime) -> None:
@@ -86,10 +96,10 @@ class SessionTable:
         self._attested: OrderedDict[str, Session] = OrderedDict()
         self._evidence: OrderedDict[bytes, str] = OrderedDict()
 
-    def open(self, tee: str, now: datetime) -> tuple[str, str]:
+    def open(self, tee: str, now: datetime, hash_algorithm: str = HASH_ALGORITHM) -> tuple[str, str]:
         """Begin a session; returns its id and nonce."""
         nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode("ascii")
-        session = Session(secrets.token_urlsafe(32), tee, now + self._ttl, nonce)
+        session = Session(secrets.token_urlsafe(32), tee, now + self._ttl, nonce, hash_algorithm)
         with self._lock:
             self._drop_expired(now)
             while len(self._waiting) + len(self._attested) >= self._limit:
@@ -97,18 +107,18 @@ class SessionTable:
             self._waiting[session.session_id] = session
         return session.session_id, nonce
 
-    def take_nonce(self, session_id: str, now: datetime) -> tuple[str, str] | None:
-        """The TEE name and nonce of a session that has not attested yet; the session is used up by this."""
+    def take_nonce(self, session_id: str, now: datetime) -> Waiting | None:
+        """The challenge of a session that has not attested yet; the session is used up by this."""
         with self._lock:
             session = self._waiting.pop(session_id, None)
         if session is None or session.nonce is None or session.expires <= now:
             return None
-        return session.tee, session.nonce
+        return Waiting(session.tee, session.nonce, session.hash_algorithm)
 
     def attest(self, session_id: str, attested: AttestedTee, now: datetime) -> None:
         """Record that the session's attestation succeeded."""
         with self._lock:
-            session = Session(session_id, attested.tee, now + self._ttl, None, attested)
+            session = Session(session_id, attested.tee, now + self._ttl, None, attested=attested)
             self._attested[session_id] = session
 
     def attested(self, session_id: str, now: datetime) -> AttestedTee | None:

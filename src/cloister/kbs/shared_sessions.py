@@ -33,9 +33,10 @@ from sqlalchemy import delete, select, text, update
 from cloister.crypto.jwe import TeePublicKey
 from cloister.crypto.keys import SecretKey
 from cloister.errors import BadCiphertext
-from cloister.kbs.protocol import NONCE_BYTES
-from cloister.kbs.records import Database, SessionRow
-from cloister.kbs.sessions import AttestedTee
+from cloister.kbs.database import Database
+from cloister.kbs.protocol import HASH_ALGORITHM, NONCE_BYTES
+from cloister.kbs.records import SessionRow
+from cloister.kbs.sessions import AttestedTee, Waiting
 
 MAX_ID_CHARACTERS = 512
 _GCM_NONCE_BYTES = 12
@@ -49,6 +50,7 @@ class Challenged(msgspec.Struct, frozen=True):
     tee: str
     nonce: str
     expires: float
+    hash_algorithm: str = HASH_ALGORITHM
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,15 +73,15 @@ class SharedSessions:
         self._lock = threading.Lock()
         self._purge_at: datetime | None = None
 
-    def open(self, tee: str, now: datetime) -> tuple[str, str]:
+    def open(self, tee: str, now: datetime, hash_algorithm: str = HASH_ALGORITHM) -> tuple[str, str]:
         """Begin a session; returns its id and nonce."""
         nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode("ascii")
-        challenged = Challenged(tee, nonce, (now + self._ttl).timestamp())
+        challenged = Challenged(tee, nonce, (now + self._ttl).timestamp(), hash_algorithm)
         sealed = self._seal(msgspec.json.encode(challenged), _CHALLENGE)
         return base64.urlsafe_b64encode(sealed).rstrip(b"=").decode("ascii"), nonce
 
-    def take_nonce(self, session_id: str, now: datetime) -> tuple[str, str] | None:
-        """The TEE name and nonce of a session that has not attested yet; the session is used up by this."""
+    def take_nonce(self, session_id: str, now: datetime) -> Waiting | None:
+        """The challenge of a session that has not attested yet; the session is used up by this."""
         try:
             challenged = msgspec.json.decode(self._unseal(_decoded(session_id), _CHALLENGE), type=Challenged)
         except (BadCiphertext, msgspec.DecodeError):
@@ -91,7 +93,7 @@ class SharedSessions:
             row = {"id": _row_id(session_id), "expires": math.ceil(challenged.expires), "state": b""}
             if connection.execute(_TAKE, row).rowcount != 1:
                 return None
-        return challenged.tee, challenged.nonce
+        return Waiting(challenged.tee, challenged.nonce, challenged.hash_algorithm)
 
     def attest(self, session_id: str, attested: AttestedTee, now: datetime) -> None:
         """Record that the session's attestation succeeded."""

@@ -50,7 +50,7 @@ def revoke(session: Session, path: ResourcePath, reason: str) -> None:
     Raises:
         ConfigError: no reason, or one that is too long.
     """
-    reason = " ".join(reason.split())
+    reason = " ".join("".join(c if c.isprintable() else " " for c in reason).split())
     if not reason or len(reason) > MAX_REASON_CHARACTERS:
         raise ConfigError(f"a revocation needs a reason of at most {MAX_REASON_CHARACTERS} characters")
     if path.version is None:

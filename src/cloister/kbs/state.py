@@ -10,7 +10,7 @@ tls.pem      0644 its certificate: what clients trust
 token.key    0600 P-256 key that signs attestation results
 session.key  0600 32 bytes: encrypts the sessions of brokers that share a database
 admin.key    0600 Ed25519 key that admin tokens are checked against
-admin.token  0600 bearer token for administration
+admin.token  0600 bearer token for administration, unless ``keys.admin_tokens`` is off
 audit.key    0600 Ed25519 key that signs the head of the audit log
 audit.pub    0644 its public half (PEM): for auditors
 ============ ==== ===================================================================================
@@ -33,6 +33,7 @@ from cloister.errors import ConfigError
 from cloister.kbs.admin import ensure_admin_token
 from cloister.kbs.administration import Administration
 from cloister.kbs.audit import begin_log
+from cloister.kbs.database import Database, database_url
 from cloister.kbs.journal import Journal
 from cloister.kbs.kek import KekRing, open_ring
 from cloister.kbs.owner_files import (
@@ -42,7 +43,6 @@ from cloister.kbs.owner_files import (
     make_folder,
     write_new,
 )
-from cloister.kbs.records import Database, database_url
 from cloister.kbs.tls import ensure_certificate
 from cloister.settings import KeysSettings
 
@@ -87,7 +87,8 @@ def open_state(settings: KeysSettings, now: datetime) -> BrokerState:
     tls_key = load_or_make_p256(folder / "tls.key")
     ensure_certificate(folder / "tls.pem", tls_key, settings.host, now)
     admin_key = load_or_make_ed25519(folder / "admin.key")
-    ensure_admin_token(folder / "admin.token", admin_key, now)
+    if settings.admin_tokens:
+        ensure_admin_token(folder / "admin.token", admin_key, now)
     audit_key = load_or_make_ed25519(folder / "audit.key")
     public = audit_key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     write_new(folder / "audit.pub", public, mode=0o644)

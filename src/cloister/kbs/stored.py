@@ -11,8 +11,8 @@ from pathlib import Path
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.errors import ConfigError
+from cloister.kbs.database import Database
 from cloister.kbs.documents import REFERENCE_VALUES, RESOURCE_POLICY, StoredDocument
-from cloister.kbs.records import Database
 from cloister.kbs.reload import ReloadedFile
 from cloister.kbs.trust import reference_source
 from cloister.policy.release import ReleasePolicy, load_release_policy, parse_release_policy

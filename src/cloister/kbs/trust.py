@@ -11,7 +11,7 @@ from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.model import Endorsements
-from cloister.attest.verifier import parse_endorsements
+from cloister.attest.verifier import SCHEMES, parse_endorsements
 from cloister.errors import ConfigError
 from cloister.kbs.reload import ReloadedFile
 
@@ -30,12 +30,24 @@ def reference_source(file: str) -> Callable[[], ReferenceValues]:
 
 
 def endorsements_source(file: str) -> Callable[[str], Endorsements | None]:
-    """The endorsements in a JSON file for a scheme, as they are at each call; None without a file."""
+    """The endorsements in a JSON file for a scheme, as they are at each call; None where it has none.
+
+    The file holds those of one kind of TEE, or an object by scheme for several:
+    ``{"tdx": {...}, "sev-snp": {...}}``.
+    """
     if not file:
         return lambda _scheme: None
     source = ReloadedFile(Path(file), _json_object)
     source.get()
-    return lambda scheme: parse_endorsements(scheme, source.get())
+
+    def find(scheme: str) -> Endorsements | None:
+        document = source.get()
+        if not document.keys() <= SCHEMES.keys():
+            return parse_endorsements(scheme, document)
+        found = document.get(scheme)
+        return None if found is None else parse_endorsements(scheme, found)
+
+    return find
 
 
 def read_simulated_root(file: str) -> x509.Certificate | None:

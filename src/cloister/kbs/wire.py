@@ -1,4 +1,4 @@
-"""HTTP/1.1 for the broker: head and body of an answer leave in one write.
+"""HTTP/1.1 for the broker: an answer leaves in one write, and a request knows its client certificate.
 
 The server writes the two separately, each one a TLS record, a system call, and a client that wakes up for
 half an answer. For the small answers of a key broker that is a fifth of the work.
@@ -7,6 +7,7 @@ half an answer. For the small answers of a key broker that is a fifth of the wor
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -15,9 +16,21 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 class GatheringProtocol(HttpToolsProtocol):
     """uvicorn's protocol over a transport that gathers what is written in one turn of the event loop."""
 
+    _tls: dict[object, object] | None = None
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See ``asyncio.Protocol``."""
+        ssl_object = transport.get_extra_info("ssl_object")
+        shown = None if ssl_object is None else ssl_object.getpeercert(binary_form=True)
+        if shown:  # verified: one that did not verify has ended the handshake
+            self._tls = {"client_cert_chain": (ssl.DER_cert_to_PEM_cert(shown),)}
         super().connection_made(cast(asyncio.Transport, _Gathering(transport, self.loop)))
+
+    def on_message_begin(self) -> None:
+        """See ``HttpToolsProtocol``."""
+        super().on_message_begin()
+        if self._tls is not None:
+            self.scope["extensions"] = {"tls": self._tls}
 
 
 class _Gathering:

@@ -168,7 +168,8 @@ class CedarPolicy:
             return "no policy permits"
         conditions, name = min(failed, key=lambda item: len(item[0]))
         unmet = " and ".join(conditions)
-        return f"no policy permits; closest: {name}, where {unmet} does not hold{_found(unmet, request)}"
+        lead = _differing(conditions, request)
+        return f"no policy permits; closest: {name}, {lead} {unmet} does not hold{_found(unmet, request)}"
 
 
 def shipped(name: str) -> str:
@@ -182,6 +183,15 @@ def release_policy(path: Path | None = None) -> CedarPolicy:
     if path is None:
         return CedarPolicy(shipped(RELEASE_POLICY), schema=schema, origin=RELEASE_POLICY)
     return CedarPolicy.from_file(path, schema=schema)
+
+
+def _differing(conditions: list[str], request: Mapping[str, Any]) -> str:
+    """``mr_td differs:`` where nothing but claims with another value is amiss, else ``where``."""
+    compared = [re.fullmatch(r'context\.(\w+) == ".*', condition) for condition in conditions]
+    names = list(dict.fromkeys(found[1] for found in compared if found))
+    if None in compared or not names or not request["context"].keys() >= set(names):
+        return "where"
+    return f"{' and '.join(names)} {'differs' if len(names) == 1 else 'differ'}:"
 
 
 def _found(conditions: str, request: Mapping[str, Any]) -> str:

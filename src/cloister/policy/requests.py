@@ -68,6 +68,19 @@ class RequestPolicy:
         return self._policy.decide(principal, action, resource, {"way": way})
 
 
+class FixedPolicy:
+    """A policy that no file can change; by default one that permits nothing."""
+
+    generation = 0
+
+    def __init__(self, text: str = "") -> None:
+        self.policy = RequestPolicy(text)
+
+    def refresh(self) -> bool:
+        """Nothing ever changes."""
+        return False
+
+
 class WatchedPolicy:
     """The policy in a file, taken over when it changes; a broken one is reported and the former one kept."""
 

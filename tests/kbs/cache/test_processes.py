@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.errors import CloisterError, KeyUnavailable, TransportError
 from cloister.kbs.client import BrokerClient
 from cloister.kbs.tls import make_certificate
-from tests.kbs.cache.site import Running, Site, new_site
-from tests.processes.server import free_port
+from tests.kbs.cache.site import Running, Site, free_port, new_site
 
 KEY = b"CANARY-DEK-" + bytes(range(180, 201))
 OTHER = b"CANARY-DEK-" + bytes(range(201, 222))

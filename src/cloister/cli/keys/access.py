@@ -20,7 +20,12 @@ BrokerUrl = Annotated[
     str | None,
     typer.Option("--broker", help="URL of the broker; without one, its folder."),
 ]
-AdminToken = Annotated[Path | None, typer.Option("--admin-token", help="File with the broker's admin token.")]
+AdminToken = Annotated[
+    Path | None,
+    typer.Option(
+        "--admin-token", help="File with an admin token, or a client certificate with its key (PEM)."
+    ),
+]
 BrokerCa = Annotated[Path | None, typer.Option("--broker-ca", help="PEM certificate of the broker.")]
 
 
@@ -140,7 +145,7 @@ def administrator(
 
     if admin_token is None:
         raise ConfigError("administration over the network needs --admin-token")
-    with BrokerAdmin(broker, token=read_text(admin_token).strip(), ca=broker_ca) as remote:
+    with BrokerAdmin(broker, token=read_text(admin_token), ca=broker_ca) as remote:
         yield remote
 
 

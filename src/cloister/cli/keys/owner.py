@@ -54,15 +54,17 @@ def split(
     folder: Folder = None,
     as_json: Json = False,
 ) -> None:
-    """Split the file KEK; hand each share to somebody else, and remove the folder."""
-    from cloister.kbs.kek.file import FileKek, file_key_id
+    """Split the KEK of a file or a TPM; hand each share to somebody else, and remove the folder."""
+    from cloister.kbs.kek import FileKek, open_kek
+    from cloister.kbs.kek.file import file_key_id
     from cloister.kbs.owner_files import make_folder, write_new
     from cloister.kbs.recovery import split_kek
 
-    kek_file = _kek_file(config, folder)
-    if not kek_file.exists():
-        raise ConfigError(f"there is no KEK in {kek_file}")
-    kek = FileKek(kek_file).newest()
+    settings = keys_settings(config, folder)
+    provider = open_kek(settings.kek or f"file:{Path(settings.folder) / 'kek'}", make=False)
+    if not isinstance(provider, FileKek):
+        raise ConfigError("only a KEK in a file can be split; a token or Vault has its own recovery")
+    kek = provider.newest()
     made = split_kek(kek, threshold=threshold, shares=shares)
     if out.exists():
         raise ConfigError(f"{out} exists already")
@@ -97,11 +99,3 @@ def combine(
         show_json(facts)
     else:
         console.print(f"KEK {facts['kek']} is in {out}")
-
-
-def _kek_file(config: Path | None, folder: str | None) -> Path:
-    settings = keys_settings(config, folder)
-    uri = settings.kek or f"file:{Path(settings.folder) / 'kek'}"
-    if not uri.startswith("file:"):
-        raise ConfigError("only a KEK in a file can be split; a token or Vault has its own recovery")
-    return Path(uri.removeprefix("file:").removeprefix("//"))

@@ -58,13 +58,13 @@ class SiblingDesk:
         except MalformedInput as error:
             raise Refused("SerdeError", error.message) from error
         try:
-            protocol.check_request(request)
+            algorithm = protocol.check_request(request)
         except MalformedInput as error:
             raise Refused("AttestationError", error.message) from error
         if request.tee in NOT_ACCEPTED:
             raise Refused("AttestationError", f"evidence of TEE {request.tee!r} proves nothing")
-        session_id, nonce = self._sessions.open(request.tee, self._clock())
-        return session_id, protocol.Challenge(nonce=nonce)
+        session_id, nonce = self._sessions.open(request.tee, self._clock(), algorithm)
+        return session_id, protocol.challenge_for(nonce, algorithm)
 
     def attest(self, session_id: str | None, body: bytes) -> protocol.TokenAnswer:
         """Step 2: appraise the evidence, issue a token."""
@@ -73,13 +73,13 @@ class SiblingDesk:
         except MalformedInput as error:
             raise Refused("SerdeError", error.message) from error
         now = self._clock()
-        taken = self._sessions.take_nonce(session_id, now) if session_id else None
-        if session_id is None or taken is None:
+        waiting = self._sessions.take_nonce(session_id, now) if session_id else None
+        if session_id is None or waiting is None:
             raise Refused("AttestationError", "no session waits for evidence: expired, used, or unknown")
-        tee, nonce = taken
+        tee = waiting.tee
         findings = Findings(tee)
         try:
-            attested, result = self._appraiser.appraise(attestation, nonce, now, findings)
+            attested, result = self._appraiser.appraise(attestation, waiting, now, findings)
             token = issue_ear(
                 result,
                 tee_pubkey=attested.key.jwk,

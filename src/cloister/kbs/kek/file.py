@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloister.crypto.keys import KEY_BYTES, SecretKey
@@ -29,7 +30,7 @@ class FileKek:
         self.path = path
         if not path.exists():
             make_folder(path.parent)
-            write_new(path, SecretKey.generate().raw)
+            write_new(path, self._encode([SecretKey.generate()]))
         self._lock = threading.Lock()
         self._stamp: tuple[int, int, int] | None = None
         self._keys: dict[str, SecretKey] = {}
@@ -63,13 +64,13 @@ class FileKek:
         if len(keys) >= MAX_GENERATIONS:
             raise ConfigError(f"{self.path} holds {len(keys)} generations", hint="finish the last rotation")
         fresh = SecretKey.generate()
-        replace_file(self.path, b"".join(key.raw for key in (*keys.values(), fresh)))
+        replace_file(self.path, self._encode([*keys.values(), fresh]))
         return self._current()[0]
 
     def retire(self) -> None:
         """See ``KekProvider``."""
         newest, keys = self._current()
-        replace_file(self.path, keys[newest].raw)
+        replace_file(self.path, self._encode([keys[newest]]))
         self._current()
 
     def newest(self) -> SecretKey:
@@ -80,6 +81,16 @@ class FileKek:
     def __repr__(self) -> str:
         return f"FileKek({self._newest})"
 
+    def _encode(self, keys: Sequence[SecretKey]) -> bytes:
+        """The file's content for these generations, the newest last."""
+        return b"".join(key.raw for key in keys)
+
+    def _decode(self, raw: bytes) -> list[SecretKey]:
+        """Inverse of ``_encode``."""
+        if not raw or len(raw) % KEY_BYTES:
+            raise ConfigError(f"{self.path} does not hold a KEK: 32 bytes each, found {len(raw)}")
+        return [SecretKey(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)]
+
     def _current(self) -> tuple[str, dict[str, SecretKey]]:
         try:
             status = self.path.stat()
@@ -88,10 +99,9 @@ class FileKek:
         stamp = (status.st_mtime_ns, status.st_ino, status.st_mode)
         with self._lock:
             if stamp != self._stamp:
-                raw = read_private(self.path)
-                if not raw or len(raw) % KEY_BYTES or len(raw) > KEY_BYTES * MAX_GENERATIONS:
-                    raise ConfigError(f"{self.path} does not hold a KEK: 32 bytes each, found {len(raw)}")
-                parts = [SecretKey(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)]
+                parts = self._decode(read_private(self.path))
+                if not 0 < len(parts) <= MAX_GENERATIONS:
+                    raise ConfigError(f"{self.path} holds {len(parts)} KEKs, expected 1 to {MAX_GENERATIONS}")
                 self._keys = {file_key_id(key): key for key in parts}
                 self._newest, self._stamp = file_key_id(parts[-1]), stamp
             return self._newest, self._keys

@@ -9,11 +9,13 @@ from cloister.errors import BadCiphertext, ConfigError
 from cloister.kbs.kek.file import file_path, file_provider
 from cloister.kbs.kek.pkcs11 import pkcs11_provider
 from cloister.kbs.kek.provider import KekProvider, WrappedKey
+from cloister.kbs.kek.tpm import tpm_provider
 from cloister.kbs.kek.vault import vault_provider
 
 KEK_PROVIDERS: dict[str, Callable[[str], KekProvider]] = {
     "file": file_provider,
     "pkcs11": pkcs11_provider,
+    "tpm": tpm_provider,
     "vault": vault_provider,
 }
 """One entry per URI scheme; each takes what follows the colon."""
@@ -64,7 +66,7 @@ def open_kek(uri: str, *, make: bool = True) -> KekProvider:
     """The provider that a URI names, for example ``file:/var/lib/cloister/kek``.
 
     Args:
-        make: whether a KEK file that is not there is made; other providers never make one.
+        make: whether a KEK that is not in its file yet is made; tokens and Vault never make one.
     Raises:
         ConfigError: unknown scheme, or the provider cannot be used.
         MissingDependencyError: the package that the provider needs is not installed.
@@ -74,8 +76,9 @@ def open_kek(uri: str, *, make: bool = True) -> KekProvider:
     if not colon or not rest or provider is None:
         known = ", ".join(f"{name}:" for name in sorted(KEK_PROVIDERS))
         raise ConfigError(f"unknown KEK provider {scheme[:20]!r}", hint=f"known: {known}")
-    if scheme == "file" and not make and not file_path(rest).exists():
-        raise ConfigError(f"there is no KEK in {file_path(rest)}")
+    path = file_path(rest.partition("?")[0])
+    if scheme in ("file", "tpm") and not make and not path.exists():
+        raise ConfigError(f"there is no KEK in {path}")
     return provider(rest)
 
 
