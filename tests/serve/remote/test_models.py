@@ -1,0 +1,106 @@
+"""Tests of ``cloister.serve.remote.models``, ``digests`` and ``slot``, in open mode."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from cloister.errors import ConfigError, MalformedInput, ModelNotFound
+from cloister.serve.model_config import ModelConfig
+from cloister.serve.remote.digests import Digests
+from cloister.serve.remote.messages import ModelKey
+from cloister.serve.remote.models import KEEP_S, HostModels
+from cloister.serve.remote.slot import read_config
+from cloister.serve.tmpfs import PrivateFolder
+from cloister.settings import ServeSettings
+from tests.processes.server import pack
+
+SOURCE = "def handle(data, context): return data"
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def host(folder: Path, folders: PrivateFolder, clock: Clock | None = None) -> HostModels:
+    """The models of a host in open mode."""
+    return HostModels(
+        ServeSettings(mode="open", model_store=str(folder)), None, folders, clock=clock or Clock()
+    )
+
+
+def test_found_by_content(tmp_path: Path) -> None:
+    """A model is placed under the frontend's name for it, once for all its workers, and kept for a while."""
+    archive = pack(tmp_path, "own", SOURCE)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    key = ModelKey("called-otherwise", "1.0", digest)
+    clock = Clock()
+
+    async def work() -> None:
+        with PrivateFolder(tmp_path) as folders:
+            models = host(tmp_path, folders, clock)
+            assert await models.look() == {digest}
+            async with models.using(key, ModelConfig()) as one, models.using(key, ModelConfig()) as other:
+                assert one.model_dir == other.model_dir
+                assert (one.name, one.version, one.protected) == (key.name, "1.0", False)
+                assert (one.model_dir / "handler.py").read_text() == SOURCE
+            assert one.model_dir.exists()
+            clock.now = KEEP_S + 1
+            models._forget_idle()
+            assert not one.model_dir.exists()
+
+    asyncio.run(work())
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    """Another digest, a changed archive and an impossible name are refused; nothing is written for them."""
+    archive = pack(tmp_path, "own", SOURCE)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+
+    async def work() -> None:
+        with PrivateFolder(tmp_path) as folders:
+            models = host(tmp_path, folders)
+            await models.look()
+            archive.write_bytes(pack(tmp_path, "own", SOURCE + "\n", version="2.0").read_bytes())
+            for key, error in (
+                (ModelKey("own", "1.0", "00" * 32), ModelNotFound),
+                (ModelKey("own", "1.0", digest), ConfigError),
+                (ModelKey("../../etc", "1.0", digest), MalformedInput),
+                (ModelKey("own", "1/0", digest), MalformedInput),
+            ):
+                with pytest.raises(error):
+                    async with models.using(key, ModelConfig()):
+                        pass
+            assert list(folders.path.iterdir()) == []
+
+    asyncio.run(work())
+
+
+def test_digest_follows_the_content(tmp_path: Path) -> None:
+    """A changed file has another digest; a folder has one too; a file that is not there is a ConfigError."""
+    digests = Digests()
+    file = tmp_path / "a.mar"
+    file.write_bytes(b"one")
+    first = digests.of(file)
+    assert first == digests.of(file) == hashlib.sha256(b"one").hexdigest()
+    file.write_bytes(b"another")
+    assert digests.of(file) != first
+    assert len(digests.of(tmp_path)) == 96
+    with pytest.raises(ConfigError):
+        digests.of(tmp_path / "none")
+
+
+def test_configuration_of_an_assignment() -> None:
+    """What the frontend says of a model comes as its ModelConfig, or not at all."""
+    assert read_config(b'{"batch_size":4}').batch_size == 4
+    for raw in (b"", b"[]", b"\xff", b'{"batch_size":"x"}', b"[" * 100_000):
+        with pytest.raises(MalformedInput):
+            read_config(raw)
