@@ -6,6 +6,8 @@
 #   make lint         ruff and mypy --strict
 #   make docs         build the documentation into site/, offline
 #   make bench        the benchmarks behind docs/performance.md
+#   make soak         a mixed load with workers that are killed, for SOAK_SECONDS (1800)
+#   make protos       compile the .proto files of gRPC anew
 #   make fuzz         every parser under a fuzzer for FUZZ_SECONDS each (900)
 #
 # Needs Linux, Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv), and make.
@@ -17,11 +19,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test test-all lint format docs bench fuzz clean help
+.PHONY: demo test test-all lint format docs bench soak protos fuzz clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,10 +63,18 @@ $(VENV)/.system: $(VENV)/.dev
 	@$(PIP) -e '.[tpm]' >/dev/null 2>&1 || echo "tpm2-pytss does not build here: its tests will be skipped"
 	@touch $@
 
-test: $(VENV)/.dev $(VENV)/.system
+# TorchServe's request collections are run by newman, where npm is there and its registry can be reached.
+$(VENV)/.newman: $(BIN)/python
+	@if command -v npm >/dev/null; then \
+	  npm install --prefix $(VENV)/newman --no-audit --no-fund --silent newman@6 >/dev/null 2>&1 \
+	    || echo "newman could not be installed: the tests that need it will be skipped"; \
+	fi
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev $(VENV)/.system
+test-all: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.dev
@@ -80,11 +90,31 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/.dev
+# The peers of bench_serve.py get environments of their own below .peers; PEERS=none leaves them out.
+PEERS ?= mosec
+bench: $(VENV)/.dev $(VENV)/.wrk
 	$(BIN)/python benchmarks/bench_seal.py
 	$(BIN)/python benchmarks/bench_ohttp.py
 	$(BIN)/python benchmarks/bench_attest.py
 	$(BIN)/python benchmarks/bench_torch.py
+	$(BIN)/python benchmarks/bench_serve.py --peers $(PEERS)
+
+# Fails if a request is lost, memory grows or anything is left behind; SOAK_KILL_EVERY is in seconds.
+SOAK_SECONDS ?= 1800
+SOAK_KILL_EVERY ?= 30
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) --kill-every $(SOAK_KILL_EVERY)
+
+$(VENV)/.wrk: $(VENV)/.dev
+	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; } >/dev/null 2>&1 \
+	  || { echo "bench_serve.py needs wrk: apt-get install wrk"; exit 1; }
+	@touch $@
+
+PROTOS := src/cloister/serve/grpc/protos
+protos: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -I$(PROTOS) --include_imports \
+	  --descriptor_set_out=$(PROTOS)/descriptors.binpb inference.proto management.proto open_inference.proto \
+	  health.proto google/rpc/error_details.proto
 
 # A finding is written to fuzz/findings; a hang over 1 s or 100 MiB of growth is one too.
 FUZZ_SECONDS ?= 900

@@ -16,7 +16,9 @@ import typer
 from cloister.attest.appraisal import describe
 from cloister.attest.verifier import SCHEMES
 from cloister.cli.main import app
+from cloister.serve import torchserve
 from cloister.settings import Settings
+from tests.serve.handlers import import_state
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
@@ -99,4 +101,7 @@ def test_python_examples_import(page: Path, text: str) -> None:
     """Examples compile, and everything that they import exists."""
     tree = ast.parse(text)
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    exec(compile(ast.Module(imports, []), str(page), "exec"), {})
+    with import_state():
+        if "from ts." in text:
+            torchserve.install()  # what handlers import is there in workers
+        exec(compile(ast.Module(imports, []), str(page), "exec"), {})

@@ -52,8 +52,147 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_queue: int = 100
     """Requests waiting per model before new ones are answered 503."""
     worker_threads: int = 0
-    """Threads that a worker's numerical libraries may use; 0 leaves the choice to them."""
+    """Threads that a worker's numerical libraries may use; 0 means as many as it has cores, or leaves the
+    choice to them where it is not pinned and alone."""
+    worker_cores: str = ""
+    """How workers are pinned: ``12x4`` (twelve places of four cores, none across NUMA nodes), lists of cores
+    such as ``0-3;4-7``, ``none``, or empty: each worker to one NUMA node where there are several."""
+    warm_spare: bool = False
+    """Keep one loaded worker of each model in reserve, where memory allows, to stand in for one that dies."""
+    management_port: int = 0
+    """Port of the management API; 0 turns it off. In protected mode it is HTTPS under the attested key, asks
+    for a token in any case, and takes models from the sealed store only."""
+    metrics_port: int = 0
+    """Port of Prometheus metrics alone; 0 turns it off."""
+    inference_address: str = ""
+    """Open mode: TorchServe's form of an address, ``http://host:port``, ``https://host:port`` or
+    ``unix:/path``; wins over ``host`` and ``http_port``."""
+    management_address: str = ""
+    """Open mode: wins over ``host`` and ``management_port``."""
+    metrics_address: str = ""
+    """Open mode: wins over ``host`` and ``metrics_port``."""
+    certificate: str = ""
+    """PEM chain for addresses with https, in open mode."""
+    private_key: str = ""
+    """PEM key of ``certificate``."""
+    keystore: str = ""
+    """PKCS #12 file with chain and key, instead of the two above."""
+    keystore_password: str = ""
+    """Password of ``keystore``; not shown by ``cloister settings``."""
+    grpc_port: int = 0
+    """Port of gRPC: TorchServe's inference service and Open Inference Protocol; 0 turns it off. In protected
+    mode it is under the attested key."""
+    grpc_management_port: int = 0
+    """Port of gRPC: TorchServe's management service, with the management API's rules; 0 turns it off."""
+    grpc_host: str = ""
+    """Address of the gRPC ports; empty means ``host``."""
+    grpc_management_host: str = ""
+    """Address of ``grpc_management_port``; empty means ``grpc_host``."""
+    grpc_tls: bool = False
+    """Open mode: gRPC under ``certificate`` and ``private_key``."""
+    grpc_connection_age_s: float = 0.0
+    """A gRPC connection is closed after this, and its caller connects anew; 0 means never."""
+    token_auth: bool = False
+    """Ask for TorchServe's tokens at the inference and management APIs; they are in ``key_file``."""
+    token_expiration_min: float = 60.0
+    """Life of a token in minutes."""
+    key_file: str = "key_file.json"
+    """Where the tokens are written (0600) at each start; removed at the end."""
+    model_api: bool = False
+    """Let the management API register and unregister models."""
+    allowed_urls: tuple[str, ...] = ()
+    """Regular expressions of URLs that models may be fetched from; none means the model store only."""
+    install_requirements: bool = False
+    """Open mode: install the packages that a model's ``requirements.txt`` names, for that model alone."""
+    metrics_config: str = ""
+    """TorchServe's metrics YAML: handlers find its ``model_metrics`` under their names; empty means none."""
+    service_envelope: str = ""
+    """TorchServe's form of requests around every handler: body, json, kserve or kservev2; empty for none."""
+    default_handler: str = ""
+    """Open mode: handler of an archive that names none, by file, ``file:function`` or built-in name."""
+    max_model_bytes: int = 1 << 34
+    """Longest archive that is fetched from a URL."""
+    load_models: tuple[str, ...] = ()
+    """Open mode: archives to load in TorchServe's form, each ``file`` or ``name=file``, or ``all``."""
+    model_configs: str = ""
+    """JSON of TorchServe's ``models={"name": {"version": {...}}}``: workers, batches and times of each."""
+    startup_workers: int = 1
+    """Workers of a model that the server starts with, and that says nothing of its own."""
+    default_workers: int = 0
+    """Workers of a model that the management API registers without saying how many."""
+    skip_broken_models: bool = False
+    """Start without the models that cannot be loaded, with a warning for each."""
+    unregister_timeout_s: float = 120.0
+    """Longest wait for the requests of a model that is being unregistered."""
+    cors_origin: str = ""
+    """Sent as Access-Control-Allow-Origin; empty turns CORS off."""
+    cors_methods: str = ""
+    """Sent as Access-Control-Allow-Methods."""
+    cors_headers: str = ""
+    """Sent as Access-Control-Allow-Headers."""
+    system_metrics: bool = True
+    """Let the metrics speak of the machine's processors, memory and disk."""
+    access_log: bool = False
+    """Write a line of JSON to stderr for each answered request: id, model, status, length, time; no content."""
+    otel_endpoint: str = ""
+    """Where OpenTelemetry traces go, OTLP over HTTP: ``https://...``, or ``http://`` on loopback; empty means
+    none."""
+    otel_sample: float = 0.01
+    """Part of the requests that are traced, 0 to 1, where the caller says nothing of it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    worker_port: int = 0
+    """Port that worker hosts join at (`cloister worker`); 0 turns it off."""
+    worker_host: str = ""
+    """Address that worker hosts join at; empty means `host`."""
+    worker_reference_values: str = ""
+    """TOML file of the worker hosts that may join; empty accepts those with this machine's measurement. Its
+    content is measured, not its name."""
+    worker_simulated_root: str = ""
+    """PEM root of a simulated platform that worker hosts may be on. Never set it in production."""
+    worker_token: str = ""
+    """File with a secret that worker hosts must know too; needed in open mode."""
+    remote_only: bool = False
+    """Start no workers here and unpack no model: worker hosts compute everything. Needs `worker_port`."""
+    worker_max_age_s: float = 3600.0
+    """How long a worker host's proof is relied on; then it proves itself anew, working on. 0: for ever."""
+    worker_timeout_s: float = 5.0
+    """A worker host that is not heard for so long is lost."""
+    sandbox: Literal["auto", "required", "best-effort", "off"] = "auto"
+    """What confines a model's code: ``required`` starts no worker without network, file and system call
+    isolation, ``best-effort`` takes what the machine gives; ``auto`` is ``required`` in protected mode and
+    ``off`` in open mode."""
+    sandbox_processes: bool = False
+    """Let handlers in the sandbox start processes and programs; they are in it too."""
+    sandbox_paths: tuple[str, ...] = ()
+    """Paths that handlers in the sandbox may read besides their model, Python and the system's libraries."""
+    worker_memory_mb: int = 0
+    """Most private memory of a worker in MiB; 0 means any amount."""
+    worker_scratch_mb: int = 1024
+    """Most that a worker in the sandbox may write into its own folder, in MiB; 0 means any amount."""
+    access_policy: str = ""
+    """Cedar file that says who may call what; read again when it changes. Empty lets everybody in in open
+    mode, and nobody in protected mode."""
+    api_keys: str = ""
+    """File of API keys, made by ``cloister access key``; read again when it changes. Empty takes none."""
+    jwt_issuer: str = ""
+    """The ``iss`` of the JSON Web Tokens that are believed; empty takes none."""
+    jwt_audience: str = ""
+    """Has to be among the ``aud`` of a token."""
+    jwt_jwks_url: str = ""
+    """Where the issuer's keys are; empty means that its discovery document says so."""
+    rate_per_s: float = 0.0
+    """Requests per second of one caller, two seconds' worth at once; further ones get 429. 0: any number."""
+    quota_per_day: int = 0
+    """Requests of one caller in a day (UTC); further ones get 429. 0 means any number."""
+    decision_log: str = ""
+    """File to which each decision about a request is written, hash-chained and signed; empty means none."""
+    decision_log_key: str = ""
+    """Ed25519 key (PEM) that signs ``decision_log``, made on first use; empty makes one in memory at each
+    start, with a new log."""
+    ohttp_rotation_s: float = 86_400.0
+    """How long one OHTTP key is in use; the former one is accepted for ten minutes more. 0: for ever."""
+    pad_answers: bool = False
+    """Fill sealed answers up to size classes, so that their length says less of what is in them."""
 
 
 class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,7 +205,7 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in ``folder``."""
     kek: str = ""
-    """KEK provider: a URI of ``file:``, ``pkcs11:`` or ``vault:``; empty means ``file:<folder>/kek``."""
+    """KEK provider: a URI of ``file:``, ``tpm:``, ``pkcs11:`` or ``vault:``; empty means ``file:<folder>/kek``."""
     previous_keks: tuple[str, ...] = ()
     """KEK providers that older records are still under; ``cloister keys rotate --kek`` moves them."""
     reference_values: str = ""
@@ -77,7 +216,7 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     allow_sample: bool = False
     """Take ``sample`` evidence, which proves nothing; its tier is always none. Never set it in production."""
     collateral: str = ""
-    """JSON file of endorsements for evidence that does not bring its own."""
+    """JSON file of endorsements for evidence that does not bring its own; for several kinds, by scheme."""
     simulated_root: str = ""
     """PEM root of a simulated platform to trust besides the vendors'. Never set it in production."""
     session_ttl_s: float = 300.0
@@ -86,6 +225,12 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Challenges and attestations per second that one client address may ask for; 0 means any number."""
     metrics_port: int = 0
     """Port of Prometheus metrics, plain HTTP without names of resources; 0 turns it off."""
+    admin_tokens: bool = True
+    """Take admin tokens; off leaves administration to client certificates."""
+    admin_ca: str = ""
+    """PEM file of the authorities of administrators' client certificates; empty takes none."""
+    admin_roles: str = ""
+    """TOML file that says which client certificate has which role; read again when it changes."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -145,6 +290,26 @@ class TorchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """File of the admin token by which ``save`` registers a new key at the broker."""
 
 
+class WorkerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A worker host: runs workers for a frontend on another machine. Its models are those of [serve]."""
+
+    frontend: str = ""
+    """The frontend's `https://host:port`, where the port is its `serve.worker_port`."""
+    name: str = ""
+    """What the frontend calls this host; empty means the machine's name."""
+    slots: int = 0
+    """Workers to run; 0 means one for each model that the frontend serves and this host has."""
+    reference_values: str = ""
+    """TOML file of the frontends to work for; empty accepts those with this machine's measurement. Its
+    content is measured, not its name."""
+    simulated_root: str = ""
+    """PEM root of a simulated platform that the frontend may be on. Never set it in production."""
+    token: str = ""
+    """File with a secret that the frontend must know too; needed in open mode."""
+    timeout_s: float = 5.0
+    """A frontend that is not heard for so long is lost; it is then sought again."""
+
+
 class AttestSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where this machine's own evidence comes from."""
 
@@ -192,6 +357,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     keys: KeysSettings = KeysSettings()
     cache: CacheSettings = CacheSettings()
     torch: TorchSettings = TorchSettings()
+    worker: WorkerSettings = WorkerSettings()
     attest: AttestSettings = AttestSettings()
     collateral: CollateralSettings = CollateralSettings()
 
@@ -290,7 +456,17 @@ _SECTIONS: dict[str, type[msgspec.Struct]] = {
     "keys": KeysSettings,
     "cache": CacheSettings,
     "torch": TorchSettings,
+    "worker": WorkerSettings,
     "attest": AttestSettings,
     "collateral": CollateralSettings,
 }
-_LISTS = {"models", "sources", "uris", "allowed_uids"}
+_LISTS = {
+    "models",
+    "sources",
+    "uris",
+    "allowed_uids",
+    "previous_keks",
+    "allowed_urls",
+    "load_models",
+    "sandbox_paths",
+}

@@ -220,3 +220,30 @@ def test_two_callers_get_two_bundles(platform: SimulatedPlatform) -> None:
     one, two = IDENTITY.runtime_data(bytes(16)), IDENTITY.runtime_data(b"\x01" * 16)
     assert {name for name in one if one[name] != two[name]} == {"nonce"}
     assert replace(IDENTITY, models=()).runtime_data(bytes(16)) != one
+
+
+@pytest.mark.parametrize(
+    ("sandbox", "confined"),
+    [
+        ("none", False),
+        ("unknown", False),
+        ("", False),
+        ("network=seccomp; files=landlock:7; processes=others; syscalls=allow-list; memory=none", True),
+        ("network=seccomp; files=none; processes=others; syscalls=allow-list", False),
+        ("network=; files=mounts; syscalls=allow-list", False),
+        ("network=seccomp; files=mounts; syscalls=allow-list | none", False),
+    ],
+)
+def test_sandbox_can_be_required(
+    sandbox: str, confined: bool, platform: SimulatedPlatform, reference_values: ReferenceValues
+) -> None:
+    """A caller who does not trust the model's author refuses a server that does not confine its code."""
+    identity = replace(IDENTITY, models=(replace(MODEL, sandbox=sandbox),))
+    raw = make_bundle(PlatformAttester(platform), identity, NONCE)
+    strict = replace(reference_values, require_sandbox=True)
+    check(raw, platform, reference_values)
+    if confined:
+        check(raw, platform, strict)
+    else:
+        with pytest.raises(PolicyDenied, match=r"digits 1\.0"):
+            check(raw, platform, strict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloister.crypto.hpke import Kem
+from cloister.crypto.hpke import Kem, PrivateKey
 from cloister.errors import BadCiphertext, ConfigError, Overloaded, Replayed, UnknownKeyConfig
 from cloister.ohttp.capsule import KeyConfig, parse_key_configs, seal_request
 from cloister.ohttp.chunked import RequestSealer
@@ -167,3 +167,27 @@ def test_streamed_refusals() -> None:
         cut.finish()
     with pytest.raises(Replayed):
         gateway.open_stream().receive(raw)
+
+
+def test_rotation() -> None:
+    """A new key becomes the current one; the former is accepted until it is dropped, older ones never."""
+    gateway = Gateway.generate()
+    configs = [KeyConfig.parse(gateway.key_config)]
+    for _ in range(2):
+        gateway.rotate()
+        configs.append(KeyConfig.parse(gateway.key_config))
+    assert len({config.key_id for config in configs}) == 3
+    assert [config.key_id for config in parse_key_configs(gateway.key_configs)] == [
+        configs[2].key_id,
+        configs[1].key_id,
+    ]
+    capsule, _ = seal_request(configs[1], b"former")
+    assert gateway.open(capsule)[0] == b"former"
+    with pytest.raises(Replayed):
+        gateway.open(capsule)
+    gateway.drop_former()
+    for config in configs[:2]:
+        with pytest.raises(UnknownKeyConfig):
+            gateway.open(seal_request(config, b"x")[0])
+    with pytest.raises(ConfigError):
+        gateway.rotate(GatewayKey(configs[2].key_id, PrivateKey.generate(Kem.X25519_HKDF_SHA256)))

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from cloister.serve.archive import pack_archive
+from cloister.serve.pack import pack_archive
 
 _RUN = (
     "import json, sys\n"

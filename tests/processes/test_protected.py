@@ -12,7 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from cloister.kbs.client import BrokerAdmin
 from cloister.kbs.owner import SealRequest, load_or_create_signer, seal_model
 from cloister.seal.signing import TrustedSigners
 from cloister.seal.store import ModelStore
-from cloister.serve.archive import pack_archive
+from cloister.serve.pack import pack_archive
 from cloister.settings import load_settings, settings_digest
 from tests.processes.server import Server, free_port
+from tests.serve.sandbox.inside import sandbox_flags
 
 CANARIES = {
     name: f"canary-{name}-7f3a91"
@@ -49,9 +51,11 @@ class Service:
         body = data[0]["body"]
         print("{CANARIES["print"]}", body, flush=True)
         print("{CANARIES["stderr"]}", body, file=sys.stderr, flush=True)
+        os.write(1, b"{CANARIES["print"]}")
+        os.write(2, b"{CANARIES["stderr"]}")
         logging.error("handler got %s", body)
         if body == "raise":
-            raise ValueError("{CANARIES["error"]} " + body)
+            raise OSError("{CANARIES["error"]} " + body)
         if body == "exit":
             os._exit(3)
         if body == "headers":
@@ -63,6 +67,8 @@ class Service:
 POLICY = """
 permit (principal, action == Action::"release", resource) when { context.tcb_status == "UpToDate" };
 """
+ACCESS = "permit (principal, action, resource);"
+"""Who may ask is tried elsewhere."""
 RUN_BROKER = (
     "import json, sys; from cloister.kbs.server import run_broker; "
     "from cloister.settings import load_settings; "
@@ -79,6 +85,8 @@ class World:
     broker_port: int
     https_port: int
     http_port: int
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Settings of the server besides those that every test has."""
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -91,8 +99,11 @@ class World:
             "serve.broker_ca": str(self.folder / "keys" / "tls.pem"),
             "serve.trusted_signers": str(self.folder / "signers.txt"),
             "serve.tmpfs": str(self.memory),
+            "serve.access_policy": str(self.folder / "access.cedar"),
+            **sandbox_flags(),
             "attest.attester": "simulated-tdx",
             "attest.simulated_platform": str(self.folder / "platform"),
+            **self.extra,
         }
 
     def reference_values(self, *flags: dict[str, Any]) -> str:
@@ -111,14 +122,21 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A running broker, and one model sealed into a store."""
-    folder = tmp_path_factory.mktemp("world")
+    with make_world(tmp_path_factory.mktemp("world")) as made:
+        yield made
+
+
+@contextmanager
+def make_world(folder: Path, **extra: Any) -> Iterator[World]:
+    """A broker in ``folder``, for servers with these settings besides."""
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-") as memory:
-        made = World(folder, Path(memory), free_port(), free_port(), free_port())
+        made = World(folder, Path(memory), free_port(), free_port(), free_port(), extra)
         SimulatedPlatform.create(folder / "platform", datetime.now(UTC))
         (folder / "reference.toml").write_text(
             made.reference_values(made.flags, {**made.flags, "serve.model_store": str(folder / "flipped")})
         )
         (folder / "policy.cedar").write_text(POLICY)
+        (folder / "access.cedar").write_text(ACCESS)
         keys = {
             "keys.folder": str(folder / "keys"),
             "keys.port": made.broker_port,
@@ -189,7 +207,9 @@ def test_verified_caller_is_answered(world: World, server: Server) -> None:
     with world.client() as client:
         verified = client.verify()
         (model,) = verified.identity.models
-        assert (model.name, model.version, model.sandbox) == ("own", "1.0", "none")
+        assert (model.name, model.version) == ("own", "1.0")
+        assert model.sandbox.startswith("network=")
+        assert ("=none" in model.sandbox.partition(" processes")[0]) is bool(sandbox_flags())
         assert verified.result.simulated
         answer = client.predict("own", CANARIES["request"])
         assert answer.content.decode() == f"{CANARIES['answer']} 210000 {CANARIES['request']}"
@@ -219,10 +239,10 @@ def test_credentials_do_not_reach_the_model(server: Server) -> None:
 
 
 def test_failures_do_not_tell(world: World, server: Server) -> None:
-    """A handler's exception reaches the caller as type and fingerprint, never as text."""
+    """A handler's exception that is not about the input reaches the caller as type and fingerprint only."""
     with world.client() as client, pytest.raises(ModelFailed) as caught:
         client.predict("own", "raise")
-    assert "ValueError, fingerprint" in caught.value.message
+    assert "OSError, fingerprint" in caught.value.message
     assert CANARIES["error"] not in str(caught.value)
 
 

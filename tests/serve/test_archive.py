@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloister.errors import ConfigError, MalformedInput
+from cloister.errors import MalformedInput
 from cloister.serve import archive
-from cloister.serve.archive import pack_archive, parse_manifest, read_manifest, unpack_archive
+from cloister.serve.archive import read_description
+from cloister.serve.manifest import MANIFEST_NAME
+from cloister.serve.unpack import unpack_archive
 from tests.vectors import vector
 
 
@@ -51,55 +53,62 @@ def make_tar(*members: tuple[str, bytes]) -> io.BytesIO:
 def test_torchserve_archives(tmp_path: Path, file: str, name: str, version: str, handler: str) -> None:
     """TorchServe's own archives unpack, and their manifests are read."""
     with vector(f"torchserve/dev/{file}").open("rb") as source:
-        model = unpack_archive(source, tmp_path).model
+        model = unpack_archive(source, tmp_path).manifest.model
     assert (model.model_name, model.model_version, model.handler) == (name, version, handler)
     assert (tmp_path / "model.pt").is_file()
-
-
-def test_pack_and_unpack(tmp_path: Path) -> None:
-    """What is packed comes out again, owner-only, under a manifest with TorchServe's names."""
-    (tmp_path / "handler.py").write_text("def handle(data, context): return data")
-    (tmp_path / "model.pt").write_bytes(b"weights")
-    (tmp_path / "extra" / "deep").mkdir(parents=True)
-    (tmp_path / "extra" / "deep" / "labels.json").write_text("{}")
-    target, folder = tmp_path / "a.mar", tmp_path / "out"
-    pack_archive(
-        target,
-        name="digits",
-        version="2.0",
-        handler=f"{tmp_path / 'handler.py'}:handle",
-        serialized_file=tmp_path / "model.pt",
-        extra_files=[tmp_path / "extra"],
-    )
-    folder.mkdir()
-    with target.open("rb") as source:
-        manifest = unpack_archive(source, folder)
-    assert (manifest.model.handler, manifest.model.serialized_file) == ("handler.py:handle", "model.pt")
-    assert (folder / "deep" / "labels.json").read_text() == "{}"
-    assert stat.S_IMODE((folder / "model.pt").stat().st_mode) == 0o600
-    document = json.loads((folder / archive.MANIFEST_NAME).read_text())
-    assert document["runtime"] == "python"
-    assert document["model"]["modelName"] == "digits"
-
-
-def test_pack_missing_handler(tmp_path: Path) -> None:
-    """A handler file that is not there is a configuration error."""
-    with pytest.raises(ConfigError, match="not there"):
-        pack_archive(tmp_path / "a.mar", name="a", version="1", handler=tmp_path / "none.py")
 
 
 def test_tgz_with_top_folder(tmp_path: Path) -> None:
     """torch-model-archiver's tgz form, with its top folder, unpacks like the ZIP form."""
     manifest = json.dumps({"model": {"modelName": "m", "handler": "h.py"}}).encode()
     source = make_tar(("m/MAR-INF/MANIFEST.json", manifest), ("m/h.py", b"pass"))
-    assert unpack_archive(source, tmp_path).model.model_name == "m"
+    assert unpack_archive(source, tmp_path).manifest.model.model_name == "m"
     assert (tmp_path / "h.py").read_bytes() == b"pass"
+
+
+@pytest.mark.parametrize(
+    ("names", "unpacked"),
+    [
+        (("top/handler.py", "top/sub/a.txt"), {"handler.py", "sub/a.txt"}),
+        (("handler.py", "sub/a.txt"), {"handler.py", "a.txt"}),
+        (("./handler.py",), {"handler.py"}),
+        (("MAR-INF/MANIFEST.json", "sub/h.py"), {"MAR-INF/MANIFEST.json", "sub/h.py"}),
+    ],
+)
+def test_tar_names_as_torchserve(tmp_path: Path, names: tuple[str, ...], unpacked: set[str]) -> None:
+    """The first part of a TAR's names goes, as in TorchServe, except where the manifest is at the top."""
+    unpack_archive(make_tar(*((name, b"{}") for name in names)), tmp_path)
+    assert {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()} == unpacked
+
+
+@pytest.mark.parametrize("name", ["../x", "a/../x", "/x"])
+def test_unsafe_tar_names(tmp_path: Path, name: str) -> None:
+    """A TAR's name is judged before its first part goes."""
+    with pytest.raises(MalformedInput):
+        unpack_archive(make_tar(("m/MAR-INF/MANIFEST.json", b"{}"), (name, b"x")), tmp_path)
+
+
+def test_settings_are_read() -> None:
+    """The YAML file that the manifest names comes with it; one that is not there is an error."""
+    manifest = (MANIFEST_NAME, b'{"model": {"configFile": "c.yaml"}}')
+    assert read_description(make_zip(manifest, ("c.yaml", b"batchSize: 4"))).settings == {"batchSize": 4}
+    with pytest.raises(MalformedInput, match="settings file"):
+        read_description(make_zip(manifest))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_changed_content(tmp_path: Path, compression: int) -> None:
+    """A changed byte of a member is found by its checksum, whichever way it is unpacked."""
+    raw = bytearray(make_zip(("a", bytes(range(256)) * 20), compression=compression).getvalue())
+    raw[60] ^= 1
+    with pytest.raises(MalformedInput):
+        unpack_archive(io.BytesIO(bytes(raw)), tmp_path)
 
 
 def test_no_manifest_guesses_handler() -> None:
     """An archive without manifest has the handler file that is usual."""
     source = make_zip(("service.py", b""), ("other.py", b""))
-    assert read_manifest(source).model.handler == "service.py"
+    assert read_description(source).manifest.model.handler == "service.py"
 
 
 @pytest.mark.parametrize(
@@ -159,27 +168,43 @@ def test_member_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_MEMBERS", 3)
     for make in (make_zip, make_tar):
         with pytest.raises(MalformedInput, match="members"):
-            read_manifest(make(*((f"f{i}", b"") for i in range(4))))
+            read_description(make(*((f"f{i}", b"") for i in range(4))))
 
 
-@pytest.mark.parametrize(
-    "raw", [b"", b"[]", b"{", b'{"model": 1}', b'{"model": {"handler": "../x.py"}}', b"\xff", b"[" * 100_000]
-)
-def test_bad_manifest(raw: bytes) -> None:
-    """A manifest that is not one, or names a file outside, is malformed."""
+def test_changed_tar(tmp_path: Path) -> None:
+    """A byte changed anywhere in a gzipped TAR is nobody's fault but the archive's."""
+    raw = make_tar(("m/h.py", b"x" * 5000), ("m/a.txt", bytes(range(200)))).getvalue()
+    refused = 0
+    for place in range(len(raw)):
+        changed = bytearray(raw)
+        changed[place] ^= 0x5A
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        try:
+            unpack_archive(io.BytesIO(bytes(changed)), folder)
+        except MalformedInput:
+            refused += 1
+    assert refused > 100
+
+
+def test_member_without_a_name(tmp_path: Path) -> None:
+    """An archive with an empty name in its directory is malformed."""
+    raw = bytearray(make_zip(("ab", b"x")).getvalue())
+    directory = raw.rindex(b"PK\x01\x02")
+    struct.pack_into("<H", raw, directory + 28, 0)
     with pytest.raises(MalformedInput):
-        parse_manifest(raw)
+        unpack_archive(io.BytesIO(bytes(raw)), tmp_path)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 400), st.integers(0, 255))
 def test_only_malformed_input_escapes(noise: bytes, place: int, value: int) -> None:
     """Random bytes, and an archive with a changed byte, give a manifest or MalformedInput, nothing else."""
-    changed = bytearray(make_zip(("a.py", b"x" * 50), (archive.MANIFEST_NAME, b'{"model": {}}')).getvalue())
+    changed = bytearray(make_zip(("a.py", b"x" * 50), (MANIFEST_NAME, b'{"model": {}}')).getvalue())
     changed[place % len(changed)] = value
     for raw in (noise, bytes(changed)):
         with contextlib.suppress(MalformedInput):
-            read_manifest(io.BytesIO(raw))
+            read_description(io.BytesIO(raw))
 
 
 class _nothing:  # noqa: N801

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import MalformedInput
-from cloister.serve.forms import parse_fields
+from cloister.serve.forms import decode_value, parse_fields
 
 
 def parse(body: bytes, content_type: str = "", query: bytes = b"") -> dict[str, Any]:
@@ -42,15 +42,21 @@ def test_query_and_urlencoded() -> None:
 
 
 def test_multipart() -> None:
-    """Multipart fields come by their names, typed by their own headers, binary content untouched."""
+    """Fields come by their names: files typed by their own headers, all others as bytes."""
     body = (
         b'--B\r\nContent-Disposition: form-data; name="data"; filename="a.png"\r\n'
         b"Content-Type: image/png\r\n\r\n\r\n--b\r\n\x00\r\n--B\r\n"
-        b'content-disposition: form-data; name="meta"\r\nContent-Type: application/json\r\n\r\n'
+        b'content-disposition: form-data; name="meta"; filename="m.json"\r\n'
+        b'Content-Type: application/json\r\n\r\n{"k":1}\r\n--B\r\n'
+        b'content-disposition: form-data; name="plain"\r\nContent-Type: application/json\r\n\r\n'
         b'{"k":1}\r\n--B--\r\n'
     )
     fields = parse(body, 'multipart/form-data; boundary="B"')
-    assert fields == {"data": bytearray(b"\r\n--b\r\n\x00"), "meta": {"k": 1}}
+    assert fields == {
+        "data": bytearray(b"\r\n--b\r\n\x00"),
+        "meta": {"k": 1},
+        "plain": bytearray(b'{"k":1}'),
+    }
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,7 @@ def test_multipart() -> None:
         (b"--B\r\n\r\nx\r\n--B--", "multipart/form-data; boundary=B"),
         (b'--B\r\nContent-Disposition: form-data; name="a"\r\n\r\nx', "multipart/form-data; boundary=B"),
         (b"--B\r\nno colon\r\n\r\nx\r\n--B--", "multipart/form-data; boundary=B"),
-        (b"a=%ff", "application/x-www-form-urlencoded"),
+        (b"%ff=1", "application/x-www-form-urlencoded"),
         (b"\xff=1", "application/x-www-form-urlencoded"),
         (b"&".join([b"a=1"] * 1001), "application/x-www-form-urlencoded"),
     ],
@@ -81,3 +87,11 @@ def test_only_malformed_input_escapes(body: bytes, content_type: str, query: byt
     for content in (body, b"--B\r\n" + body + b"\r\n--B--"):
         with contextlib.suppress(MalformedInput):
             parse(content, content_type, query)
+
+
+@pytest.mark.parametrize("body", [b"{", b' {"a": }', b"[1,", b'{"a": "\xff"}', b"[" * 100_000])
+def test_broken_json_is_refused(body: bytes) -> None:
+    """What is declared as JSON and begins like it, but is none, is malformed; the message has none of it."""
+    with pytest.raises(MalformedInput, match="JSON") as refusal:
+        decode_value(memoryview(body), "application/json")
+    assert "\xff" not in refusal.value.message

@@ -21,6 +21,8 @@ from cloister.serve.frames import (
     FrameDecoder,
     FrameSocket,
     FromWorker,
+    HeadDecoder,
+    HeadEncoder,
     Load,
     Predict,
     RequestItem,
@@ -34,8 +36,8 @@ BODIES = st.lists(st.binary(max_size=300), max_size=5)
 
 
 def predict_frame(bodies: list[bytes]) -> tuple[Predict, bytes]:
-    items = [RequestItem(i, str(i), [(b"a", b"b")], b"q=1", len(body)) for i, body in enumerate(bodies)]
-    message = Predict(items)
+    items = [RequestItem(i, str(i), 0, b"q=1", len(body)) for i, body in enumerate(bodies)]
+    message = Predict([HeadEncoder()([(b"a", b"b")])], items)
     return message, b"".join(encode_frame(message, bodies))
 
 
@@ -60,8 +62,9 @@ def test_any_cut_gives_the_same_frames(bodies: list[bytes], step: int) -> None:
 @given(st.binary(max_size=200), st.integers(0, 10_000), st.integers(0, 255))
 def test_only_declared_errors_escape(noise: bytes, place: int, value: int) -> None:
     """Random bytes and frames with a changed byte raise MalformedInput or wait for more, nothing else."""
-    item = AnswerItem(1, 200, [(b"content-type", b"text/plain")], 5, Fault("x", "Y", "z"))
-    changed = bytearray(b"".join(encode_frame(Answers([item]), [b"hello"])))
+    item = AnswerItem(1, 200, 0, 5, Fault("x", "Y", "z"))
+    head = HeadEncoder()([(b"content-type", b"text/plain")])
+    changed = bytearray(b"".join(encode_frame(Answers([head], [item]), [b"hello"])))
     changed[place % len(changed)] = value
     for raw in (noise, bytes(changed)):
         for kind in (FromWorker, ToWorker):
@@ -79,7 +82,7 @@ def test_limits() -> None:
 
 def test_other_sides_messages_are_refused() -> None:
     """A worker cannot send what only a frontend may."""
-    load = Load(name="a", version="1", archive_fd=3, folder="/", protected=True)
+    load = Load(name="a", version="1", model_dir="/", scratch="/", protected=True)
     with pytest.raises(MalformedInput):
         decode(FromWorker, b"".join(encode_frame(load)))
 
@@ -131,3 +134,49 @@ def test_write_to_nobody() -> None:
     theirs.close()
     with ours, pytest.raises(WorkerLost):
         FrameSocket[Any](ours, ToWorker).write(Stop())  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.binary(max_size=9), st.binary(max_size=9)), max_size=5))
+def test_heads_come_back(headers: list[tuple[bytes, bytes]]) -> None:
+    """Headers survive the way; the same list is encoded once, and equal bytes give the same list."""
+    encode, decode_head = HeadEncoder(size=2), HeadDecoder(size=2)
+    raw = encode(headers)
+    assert encode(headers) is raw
+    assert decode_head(raw) == headers
+    assert decode_head(bytes(raw)) is decode_head(raw)
+
+
+def test_heads_are_forgotten() -> None:
+    """What is remembered of heads is bounded, and a new list is never taken for one that is gone."""
+    encode, decode_head = HeadEncoder(size=3), HeadDecoder(size=3, head_bytes=100)
+    for number in range(50):
+        headers = [(b"n", str(number).encode())]
+        assert decode_head(encode(headers)) == headers
+    long = encode([(b"n", bytes(200))])
+    assert decode_head(long) is not decode_head(long)
+
+
+@given(st.binary(max_size=60))
+def test_hostile_heads(raw: bytes) -> None:
+    """Bytes that are no headers raise MalformedInput, nothing else."""
+    with contextlib.suppress(MalformedInput):
+        assert isinstance(HeadDecoder()(raw), list)
+
+
+def test_poll_never_waits() -> None:
+    """A look for another frame gives it when it is whole, and nothing before."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = FrameSocket[Any](theirs, ToWorker)  # type: ignore[arg-type]
+        assert reader.poll() is None
+        raw = b"".join(encode_frame(Stop()))
+        ours.sendall(raw[:-1])
+        assert reader.poll() is None
+        ours.sendall(raw[-1:] + raw)
+        first, second = reader.poll(), reader.poll()
+        assert first is not None
+        assert second is not None
+        assert first[0] == second[0] == Stop()
+        ours.close()
+        with pytest.raises(WorkerLost):
+            reader.poll()

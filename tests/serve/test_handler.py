@@ -1,129 +1,21 @@
-"""Handlers load and answer as TorchServe's do, and their failures say where, never what."""
+"""Handlers answer as TorchServe's do, and their failures say where, never what."""
 
 from __future__ import annotations
 
-import json
-import pickle
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cloister.errors import ModelFailed
-from cloister.serve.archive import Manifest, ManifestModel
-from cloister.serve.frames import RequestItem
-from cloister.serve.handler import Handler, Outcome, load_handler
+from cloister.serve.handler import Outcome
+from tests.serve.handlers import answer, ask, import_state, load, request
 
 
 @pytest.fixture(autouse=True)
 def _import_state() -> Iterator[None]:
-    """Loading a handler changes the import system, as it may in a worker."""
-    path, finders, modules = list(sys.path), list(sys.meta_path), set(sys.modules)
-    yield
-    sys.path[:], sys.meta_path[:] = path, finders
-    for name in set(sys.modules) - modules:
-        if name == "ts" or name.startswith(("ts.", "h_", "cloister.serve.torchserve.base")):
-            del sys.modules[name]
-    sys.modules.pop("service_under_test", None)
-
-
-def load(folder: Path, source: str, handler: str = "service_under_test.py", **model: Any) -> Handler:
-    sys.modules.pop("service_under_test", None)
-    (folder / "service_under_test.py").write_text(source)
-    manifest = Manifest(model=ManifestModel(handler=handler, **model))
-    return load_handler(folder, manifest, name="m", show_text=bool(model.get("config_file")))
-
-
-def ask(handler: Handler, body: bytes = b"x", content_type: bytes = b"text/plain", count: int = 1) -> Outcome:
-    items = [
-        RequestItem(i, f"id-{i}", [(b"content-type", content_type)], b"", len(body)) for i in range(count)
-    ]
-    return handler.answer(items, [memoryview(body)] * count)[0]
-
-
-def test_function_handler(tmp_path: Path) -> None:
-    """A module's ``handle`` function is called once to initialize, then with the data."""
-    handler = load(
-        tmp_path, "seen = []\ndef handle(data, c):\n  seen.append(data)\n  return data and [str(seen)]"
-    )
-    assert ask(handler).body == b"[None, [{'body': 'x'}]]"
-
-
-def test_named_function(tmp_path: Path) -> None:
-    """``module:function`` names the function; one that is not there is refused."""
-    source = "def mine(data, c):\n  return data and ['mine']"
-    assert ask(load(tmp_path, source, "service_under_test:mine")).body == b"mine"
-    with pytest.raises(ModelFailed, match="no function"):
-        load(tmp_path, source, "service_under_test:other")
-
-
-def test_class_handler_and_context(tmp_path: Path) -> None:
-    """A class is initialized with the context; status, headers and type that it sets reach the answer."""
-    source = """
-class Service:
-    def initialize(self, context):
-        self.folder = context.system_properties["model_dir"]
-    def handle(self, data, context):
-        context.set_response_status(201, "made", 0)
-        context.set_response_header(0, "X-A", "b")
-        context.set_response_content_type(0, "text/html")
-        return [f"{context.get_request_id(0)} {context.get_request_header(0, 'Content-Type')} "
-                f"{self.folder == context.system_properties['model_dir']}"]
-"""
-    outcome = ask(load(tmp_path, source))
-    assert outcome == Outcome(201, b"id-0 text/plain True", [(b"x-a", b"b"), (b"content-type", b"text/html")])
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_base_handler_eager_and_scripted(tmp_path: Path) -> None:
-    """BaseHandler loads an eager model with its state, and a TorchScript model, and answers alike."""
-    torch = pytest.importorskip("torch")
-    (tmp_path / "h_net.py").write_text(
-        "import torch\nclass Net(torch.nn.Linear):\n  def __init__(s): super().__init__(2, 1, bias=False)\n"
-    )
-    layer = torch.nn.Linear(2, 1, bias=False)
-    torch.nn.init.ones_(layer.weight)
-    torch.save(layer.state_dict(), tmp_path / "state.pt")
-    torch.jit.trace(layer, torch.zeros(1, 2)).save(str(tmp_path / "script.pt"))
-    source = """
-from ts.torch_handler.base_handler import BaseHandler
-class Mine(BaseHandler):
-    def preprocess(self, data):
-        return super().preprocess([d["body"] for d in data])
-"""
-    for names in (
-        {"model_file": "h_net.py", "serialized_file": "state.pt"},
-        {"serialized_file": "script.pt"},
-    ):
-        (tmp_path / "MAR-INF").mkdir(exist_ok=True)
-        document = {
-            "model": {"serializedFile": names["serialized_file"], "modelFile": names.get("model_file")}
-        }
-
-        (tmp_path / "MAR-INF" / "MANIFEST.json").write_text(json.dumps(document))
-        outcome = ask(load(tmp_path, source, **names), b"[1.0, 2.0]", b"application/json")
-        assert outcome.body == b"[\n  3.0\n]"
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_pickle_weights_do_not_run_code(tmp_path: Path) -> None:
-    """An eager model's weight file that is a program is refused."""
-    pytest.importorskip("torch")
-    marker = tmp_path / "ran"
-    program = type("P", (), {"__reduce__": lambda self: (Path.touch, (marker,))})()
-    (tmp_path / "state.pt").write_bytes(pickle.dumps(program))
-    (tmp_path / "h_net2.py").write_text(
-        "import torch\nclass Net(torch.nn.Linear):\n  def __init__(self): super().__init__(1, 1)"
-    )
-    (tmp_path / "MAR-INF").mkdir()
-    (tmp_path / "MAR-INF" / "MANIFEST.json").write_text(
-        '{"model": {"serializedFile": "state.pt", "modelFile": "h_net2.py"}}'
-    )
-    with pytest.raises(Exception, match=r"[Ww]eights"):
-        load(tmp_path, "from ts.torch_handler.base_handler import BaseHandler\nclass Mine(BaseHandler): pass")
-    assert not marker.exists()
+    with import_state():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -134,6 +26,8 @@ def test_pickle_weights_do_not_run_code(tmp_path: Path) -> None:
         ("7", b"7", b"application/json"),
         ("{'a': 1}", b'{\n  "a": 1\n}', b"application/json"),
         ("None", b"null", b"application/json"),
+        ("__import__('numpy').float64(1.5)", b"1.5", b"application/json"),
+        ("{None: 1}", b'{\n  "null": 1\n}', b"application/json"),
     ],
 )
 def test_results(tmp_path: Path, result: str, body: bytes, content_type: bytes) -> None:
@@ -148,17 +42,19 @@ def test_results(tmp_path: Path, result: str, body: bytes, content_type: bytes) 
         ("return {}", 503, "Invalid model predict output"),
         ("return [1, 2]", 503, "number of batch response mismatched"),
         ("return [object()]", 503, "Unsupported model output data type."),
-        ("raise ValueError(data)", 503, "Prediction failed"),
+        ("raise KeyError(data)", 400, "The model does not take this input"),
+        ("raise RuntimeError(data)", 503, "Prediction failed"),
         ("raise MemoryError", 507, "Out of resources"),
         ("raise RuntimeError('CUDA out of memory')", 507, "Out of resources"),
     ],
 )
 def test_failures(tmp_path: Path, source: str, status: int, reason: str) -> None:
-    """Each failure has TorchServe's status and words, and no word of the request."""
-    outcome = ask(load(tmp_path, f"def handle(data, c):\n  if data is None: return\n  {source}"), b"secret")
+    """Each failure has its status and words; only an input error's text goes to its caller."""
+    handler = load(tmp_path, f"def handle(data, c):\n  if data is None: return\n  {source}", protected=True)
+    outcome = ask(handler, b"secret")
     assert outcome.fault is not None
     assert (outcome.status, outcome.fault.reason) == (status, reason)
-    assert "secret" not in repr(outcome)
+    assert ("secret" in repr(outcome)) == (status == 400)
 
 
 def test_fingerprint_is_of_the_place(tmp_path: Path) -> None:
@@ -188,18 +84,117 @@ def handle(data, context):
     assert b'"message": "no"' in outcome.body
 
 
-def test_ambiguous_and_missing_handlers(tmp_path: Path) -> None:
-    """No handler, two handler classes, or an unknown TorchServe module say so."""
-    with pytest.raises(ModelFailed, match="2 handler classes"):
-        load(tmp_path, "class A:\n  def handle(self): ...\nclass B:\n  def handle(self): ...")
-    with pytest.raises(ModelFailed, match="names no handler"):
-        load(tmp_path, "", handler="")
-    with pytest.raises(ImportError, match=r"ts\.torch_handler\.image_classifier"):
-        load(tmp_path, "", handler="image_classifier")
+PARTS = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+def handle(data, context):
+    if data is None: return
+    for word in ("a", "b"):
+        rows = [f"{word}{i}" for i in range(len(data))]
+        send_intermediate_predict_response(rows, context.request_ids, "Intermediate", 200, context)
+    return ["end"] * len(data)
+"""
 
 
-def test_model_config(tmp_path: Path) -> None:
-    """The archive's YAML file is the context's ``model_yaml_config``."""
-    (tmp_path / "c.yaml").write_text('{"handler": {"k": 5}}')
-    source = "def handle(data, c):\n  return [c.model_yaml_config['handler']['k']]"
-    assert ask(load(tmp_path, source, config_file="c.yaml")).body == b"5"
+def test_answers_in_parts(tmp_path: Path) -> None:
+    """What ``send_intermediate_predict_response`` sends goes out at once, for each request of the batch."""
+    handler = load(tmp_path, PARTS)
+    sent: list[tuple[int, bytes]] = []
+    handler.part_sink = lambda item, outcome: sent.append((item.number, outcome.body))
+    outcomes = answer(handler, request(b"x", number=0), request(b"y", number=1))
+    assert sent == [(0, b"a0"), (1, b"a1"), (0, b"b0"), (1, b"b1")]
+    assert [outcome.body for outcome in outcomes] == [b"end", b"end"]
+
+
+def test_parts_need_somebody_to_take_them(tmp_path: Path) -> None:
+    """Where answers are not sent in parts, the handler is told so."""
+    assert ask(load(tmp_path, PARTS)).status == 503
+
+
+STEPS = """
+class Steps:
+    def __init__(self): self.seen = {}
+    def initialize(self, context): self.calls = 0
+    def handle(self, data, context):
+        self.calls += 1
+        ids = [context.request_ids[i] for i in range(len(data))]
+        for name, row in zip(ids, data):
+            self.seen.setdefault(name, int(row["body"]))
+            self.seen[name] -= 1
+        context.stopping_criteria = [lambda r, n=name: self.seen[n] <= 0 for name in ids]
+        return [f"{name}:{self.seen[name]} of {len(data)} " for name in ids]
+"""
+
+
+def test_answers_in_steps(tmp_path: Path) -> None:
+    """With ``stopping_criteria`` a handler is called again for the requests that have not had their last."""
+    handler = load(tmp_path, STEPS)
+    sent: list[str] = []
+    handler.part_sink = lambda item, outcome: sent.append(outcome.body.decode().strip())
+    outcomes = answer(handler, request(b"1", number=0), request(b"3", number=1), request(b"2", number=2))
+    assert [o.body.decode().strip() for o in outcomes] == ["id-0:0 of 3", "id-1:0 of 1", "id-2:0 of 2"]
+    assert sent == ["id-1:2 of 3", "id-2:1 of 3", "id-1:1 of 2"]
+
+
+def test_sequences(tmp_path: Path) -> None:
+    """A stateful handler finds a request's sequence by its header, as TorchServe's example does."""
+    source = """
+class Sum:
+    def initialize(self, context): context.cache = {}
+    def handle(self, data, context):
+        answers = []
+        for index, row in enumerate(data):
+            name = context.get_sequence_id(index)
+            context.cache[name] = context.cache.get(name, 0) + int(row["body"])
+            answers.append(context.cache[name])
+            if context.get_request_header(index, "ts_request_sequence_end") == "true":
+                del context.cache[name]
+        return answers
+"""
+    handler = load(tmp_path, source)
+    steps: list[tuple[bytes, dict[str, str]]] = [
+        (b"1", {}),
+        (b"2", {}),
+        (b"3", {"ts_request_sequence_end": "true"}),
+    ]
+    sums = [ask(handler, body, ts_request_sequence_id="s", **more).body for body, more in steps]
+    assert sums == [b"1", b"3", b"6"]
+    assert ask(handler, b"5", ts_request_sequence_id="s").body == b"5"
+
+
+MEASURES = """
+from ts.metrics.dimension import Dimension
+def handle(data, context):
+    if data is None: return
+    context.metrics.add_counter("Seen", len(data))
+    context.metrics.add_size("Size", 2, None, "kB", [Dimension("Kind", "x")])
+    return [1] * len(data)
+"""
+
+
+@pytest.mark.parametrize("protected", [False, True])
+def test_metrics(tmp_path: Path, protected: bool) -> None:
+    """What a handler measures can be taken once, summed; a protected worker keeps nothing of it."""
+    handler = load(tmp_path, MEASURES, protected=protected)
+    ask(handler)
+    ask(handler)
+    samples = {item.name: item for item in handler.take_metrics()}
+    if protected:
+        assert samples == {}
+        return
+    assert samples["Seen"].value == 2
+    assert samples["Seen"].dimensions == [("ModelName", "m"), ("Level", "Model")]
+    assert samples["Size"].dimensions[0] == ("Kind", "x")
+    assert samples["Size"].unit == "Kilobytes"
+    assert "PredictionTime" in samples
+    assert [item.name for item in handler.take_metrics()] == []
+
+
+def test_batch_of_good_and_bad(tmp_path: Path) -> None:
+    """Of a batch with bad requests the good ones are answered, and each bad one hears its own reason."""
+    source = "def handle(data, c):\n  return data and [1 / int(d['body']) for d in data]"
+    handler = load(tmp_path, source)
+    bodies: list[Any] = [b"1", b"x", b"2", b"y"]
+    outcomes = answer(handler, *(request(body, number=n) for n, body in enumerate(bodies)))
+    assert [outcome.status for outcome in outcomes] == [200, 400, 200, 400]
+    faults = [outcome.fault for outcome in outcomes if outcome.fault]
+    assert ["'x'" in faults[0].text, "'y'" in faults[1].text] == [True, True]

@@ -16,14 +16,15 @@ from cloister.ohttp import bhttp
 from cloister.ohttp.capsule import KeyConfig, seal_request
 from cloister.ohttp.gateway import Gateway
 from cloister.ohttp.replay import render_date
-from cloister.serve.frames import AnswerItem, Fault
+from cloister.serve.frames import Fault
 from cloister.serve.http import paths
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import parse_nonce
 from cloister.serve.http.gateway import KEY_PROBLEM, GatewayEndpoint
 from cloister.serve.http.messages import Request, Response
-from cloister.serve.http.predictions import render_answer
+from cloister.serve.http.predictions import check_answer, render_answer
+from cloister.serve.jobs import Answer
 from cloister.serve.registry import Registry
 from cloister.settings import ServeSettings
 
@@ -31,7 +32,8 @@ LIMIT = 1000
 
 
 def make_api() -> Api:
-    return Api(Registry(ServeSettings()), protected=True, max_request_bytes=LIMIT)
+    settings = ServeSettings(max_request_bytes=LIMIT)
+    return Api(Registry(settings), settings)
 
 
 def ask(api: Api, path: str, *, method: str = "GET", way: Way = Way.TLS, content: bytes = b"") -> Response:
@@ -74,10 +76,13 @@ class Exchange:
     [
         ("/nothing", "GET", 404, "ResourceNotFoundException"),
         ("/predictions/", "POST", 404, "ResourceNotFoundException"),
-        ("/predictions/a/1/2", "POST", 404, "ResourceNotFoundException"),
-        ("/predictions/a", "GET", 405, "MethodNotAllowedException"),
+        ("/predictions/a/1/2", "POST", 404, "ModelNotFoundException"),
+        ("/predictions/a", "GET", 404, "ModelNotFoundException"),
+        ("/predictions/a", "HEAD", 405, "MethodNotAllowedException"),
         ("/predictions/a", "POST", 404, "ModelNotFoundException"),
-        ("/ping", "POST", 405, "MethodNotAllowedException"),
+        ("/models", "POST", 405, "MethodNotAllowedException"),
+        ("/", "GET", 405, "MethodNotAllowedException"),
+        ("/wfpredict/a", "POST", 501, "NotImplementedException"),
         (paths.EVIDENCE, "GET", 404, "ResourceNotFoundException"),
     ],
 )
@@ -238,12 +243,14 @@ def test_gateway_keys() -> None:
 def test_a_handler_cannot_break_http(status: int, headers: Any) -> None:
     """Statuses and headers that a handler may not set become an error, not a broken response."""
     with pytest.raises(ModelFailed):
-        render_answer(AnswerItem(1, status, headers, 0), b"")
+        check_answer(status, headers)
+    refused = render_answer(Answer(status, headers, b""))
+    assert (refused.status, json.loads(refused.content)["type"]) == (503, "InternalServerException")
 
 
 def test_a_worker_cannot_speak_in_a_fault() -> None:
     """Only identifiers and hexadecimal digits of a fault reach the caller."""
     fault = Fault("Prediction failed", "Evil\r\nError", "zz zz", "secret")
-    response = render_answer(AnswerItem(1, 599, [], 0, fault), b"")
+    response = render_answer(Answer(599, [], b"", fault), show_text=False)
     assert json.loads(response.content)["message"] == "Prediction failed"
     assert response.status == 503

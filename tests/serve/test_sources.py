@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
-from pathlib import Path
 
 import pytest
 
-from cloister.errors import ConfigError, MalformedInput
-from cloister.serve.archive import pack_archive
-from cloister.serve.sources import Wanted, open_archives, parse_wanted, pick, version_order
+from cloister.errors import ConfigError
+from cloister.serve.sources import Wanted, parse_wanted, pick, version_order
 
 HAVE = [("a", "1.9"), ("a", "1.10"), ("b", "1")]
 
@@ -48,22 +45,3 @@ def test_bad_entries(entry: str) -> None:
     """An entry that cannot be a model is a configuration error."""
     with pytest.raises(ConfigError):
         parse_wanted([entry])
-
-
-def test_folder(tmp_path: Path) -> None:
-    """Archives are found by their manifests; two of one name and version are refused."""
-    (tmp_path / "h.py").write_text("")
-    pack_archive(tmp_path / "x.mar", name="m", version="2", handler=tmp_path / "h.py")
-    (source,) = open_archives(tmp_path, [])
-    os.close(source.archive_fd)
-    assert (source.name, source.version, source.url) == ("m", "2", "x.mar")
-    pack_archive(tmp_path / "y.mar", name="m", version="2", handler=tmp_path / "h.py")
-    with pytest.raises(ConfigError, match="both"):
-        open_archives(tmp_path, [])
-
-
-def test_broken_archive_is_named(tmp_path: Path) -> None:
-    """An archive that cannot be read is named by its file."""
-    (tmp_path / "bad.mar").write_bytes(b"no")
-    with pytest.raises(MalformedInput, match=r"bad\.mar"):
-        open_archives(tmp_path, [])

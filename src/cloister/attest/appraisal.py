@@ -1,8 +1,9 @@
 """Is it acceptable? Reference Values, and the appraisal of verified Claims by them.
 
-Reference values are a TOML file with one table per scheme, and one switch for all of them::
+Reference values are a TOML file with one table per scheme, and two switches for all of them::
 
     allow_simulated = false        # true accepts software platforms, which protect nothing
+    require_sandbox = false        # true refuses model servers that do not confine their models' code
 
     [tdx]
     mr_td = ["91bc..."]            # SHA-384, 96 hexadecimal digits
@@ -48,12 +49,17 @@ class AppraisalDenied(PolicyDenied):
         self.result = result
 
 
+_SWITCHES = ("allow_simulated", "require_sandbox")
+
+
 @dataclass(frozen=True, slots=True)
 class ReferenceValues:
     """What is acceptable, per scheme; made by ``from_toml`` or ``from_mapping``."""
 
     tables: Mapping[str, Mapping[str, Any]]
     allow_simulated: bool = False
+    require_sandbox: bool = False
+    """Of a model server: every model's own code must be confined (``attest.service``)."""
 
     @classmethod
     def from_toml(cls, source: Path | str) -> Self:
@@ -80,19 +86,19 @@ class ReferenceValues:
             ConfigError: a field that is unknown or of the wrong form.
         """
         tables: dict[str, Mapping[str, Any]] = {}
-        allow_simulated = False
+        switches = dict.fromkeys(_SWITCHES, False)
         for name, value in document.items():
-            if name == "allow_simulated":
+            if name in switches:
                 if not isinstance(value, bool):
-                    raise ConfigError(f"{origin}: allow_simulated must be true or false")
-                allow_simulated = value
+                    raise ConfigError(f"{origin}: {name} must be true or false")
+                switches[name] = value
                 continue
             if name not in SCHEMES:
-                raise _unknown(f"{origin}: unknown table or field", name, [*SCHEMES, "allow_simulated"])
+                raise _unknown(f"{origin}: unknown table or field", name, [*SCHEMES, *_SWITCHES])
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: {name} must be a table such as [{name}]")
             tables[name] = _parse_table(SCHEMES[name], value, origin)
-        return cls(MappingProxyType(tables), allow_simulated)
+        return cls(MappingProxyType(tables), **switches)
 
 
 def appraise(claims: Claims, reference_values: ReferenceValues, now: datetime) -> AttestationResult:

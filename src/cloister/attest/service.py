@@ -33,7 +33,7 @@ from cloister.attest.appraisal import ReferenceValues, appraise
 from cloister.attest.binding import check_binding, report_data_for, runtime_data_digest
 from cloister.attest.model import AttestationResult, Attester, Endorsements
 from cloister.attest.verifier import parse_endorsements, verify_evidence
-from cloister.errors import BindingMismatch, MalformedInput
+from cloister.errors import BindingMismatch, MalformedInput, PolicyDenied
 
 NONCE_MIN_BYTES = 16
 NONCE_MAX_BYTES = 64
@@ -50,7 +50,15 @@ class LoadedModel:
     """Lower-case hexadecimal."""
     signer: str
     sandbox: str
-    """What confines the model's own code, for example ``none`` or ``landlock+seccomp``."""
+    """What confines the model's own code: ``none``, ``unknown``, or ``part=layers`` for each part, separated
+    by ``; ``. Where workers differ, each of their states, separated by `` | ``."""
+
+    @property
+    def confined(self) -> bool:
+        """Whether every worker is kept from network, files and all system calls but those of a list."""
+        return all(
+            {"network", "files", "syscalls"} <= _isolated(worker) for worker in self.sandbox.split(" | ")
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +131,7 @@ def verify_bundle(
     3. ``report_data`` binds the runtime data: nonce, TLS key, OHTTP key, settings, digest of the models.
     4. The list of models has that digest.
     5. The claims are acceptable under the caller's reference values.
+    6. Every model's own code is confined, if the reference values require it.
 
     Args:
         raw: the bundle, at most 1 MiB.
@@ -151,6 +160,8 @@ def verify_bundle(
             f" evidence is bound to {bundle.runtime_data['models-digest'][:16]}…"
         )
     result = appraise(claims, reference_values, now)
+    if reference_values.require_sandbox:
+        _require_sandbox(bundle.models)
     return VerifiedService(result, bundle.identity())
 
 
@@ -168,6 +179,23 @@ class _Bundle:
             ohttp_key_config=_bytes(self.runtime_data["ohttp-key-config"], "ohttp-key-config"),
             settings_digest=_hex(self.runtime_data["settings-digest"], "settings-digest"),
             models=self.models,
+        )
+
+
+def _isolated(state: str) -> set[str]:
+    parts = (part.partition("=") for part in state.split("; "))
+    return {name for name, equals, layers in parts if equals and layers not in ("", "none")}
+
+
+def _require_sandbox(models: Sequence[LoadedModel]) -> None:
+    reasons = tuple(
+        f"{model.name} {model.version}: {model.sandbox}" for model in models if not model.confined
+    )
+    if reasons:
+        raise PolicyDenied(
+            f"the code of {len(reasons)} models is not confined: {reasons[0][:200]}",
+            reasons=reasons,
+            hint="require_sandbox = false accepts it, if you trust who wrote the model",
         )
 
 

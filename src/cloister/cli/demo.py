@@ -73,7 +73,8 @@ def _show_what_to_try(narrator: Narrator) -> None:
     for line in (
         f"cloister verify {stage.url} {trust}",
         f"cloister predict {stage.url} digits {image} {trust}",
-        f"curl -k --pinnedpubkey 'sha256//{pin}' -T {image} {stage.url}/predictions/digits",
+        f"cloister access test {stage.path('requests.cedar')} --model digits --way tls",
+        f"curl -k --pinnedpubkey 'sha256//{pin}' -T {image} {stage.url}/predictions/digits    # refused: 403",
         f'curl -k "{stage.url}/.well-known/cloister/evidence?nonce={nonce}"',
         f"cloister keys audit show -c {stage.path('broker.toml')}",
         f"kill {pids}    # stop broker and server",

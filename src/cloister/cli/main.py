@@ -12,7 +12,23 @@ from typing import Annotated, NoReturn
 import typer
 
 from cloister import __version__
-from cloister.cli import collateral, demo, evidence, keys, predict, proxy, seal, serve, simulate, verify
+from cloister.cli import (
+    access,
+    archive,
+    collateral,
+    demo,
+    evidence,
+    keys,
+    predict,
+    proxy,
+    seal,
+    serve,
+    simulate,
+    torchserve,
+    verifier,
+    verify,
+    worker,
+)
 from cloister.cli.output import show_error
 from cloister.errors import CloisterError
 
@@ -47,17 +63,21 @@ def _root(
     """Options before the subcommand."""
 
 
-app.command("archive")(seal.archive)
+app.command("archive")(archive.archive)
 app.command("seal")(seal.seal)
 app.command("inspect")(seal.inspect)
 app.add_typer(keys.app, name="keys")
 app.command("serve")(serve.serve)
+app.command("worker")(worker.worker)
+app.command("torchserve", context_settings=torchserve.CONTEXT, add_help_option=False)(torchserve.torchserve)
 app.command("settings")(serve.show_settings)
 app.command("evidence")(evidence.evidence)
 app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
 app.command("proxy")(proxy.proxy)
+app.command("verifier")(verifier.verifier)
 app.add_typer(collateral.app, name="collateral")
+app.add_typer(access.app, name="access")
 app.add_typer(simulate.app, name="simulate")
 app.command("demo")(demo.demo)
 

@@ -19,6 +19,9 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Files to send, one request each.")],
     reference_values: ReferenceFile = None,
     simulated_root: SimulatedRoot = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with an API key or a JSON Web Token; it travels sealed.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Send each file as one sealed request; nothing is sent to a service that does not verify."""
@@ -32,8 +35,10 @@ def predict(
         raise ConfigError(f"no such file: {', '.join(missing)}")
     name, _, version = model.partition("/")
     references = ReferenceValues.from_toml(reference_values)
+    roots = trusted_roots(simulated_root)
+    token = _read_token(token_file)
     answers: list[dict[str, Any]] = []
-    with Client(url, reference_values=references, roots=trusted_roots(simulated_root)) as client:
+    with Client(url, reference_values=references, roots=roots, token=token) as client:
         for path in inputs:
             answer = client.predict(name, path, version=version or None)
             answers.append({"input": str(path), "answer": _decoded(answer)})
@@ -46,6 +51,18 @@ def predict(
     for row in answers:
         table.add_row(row["input"], str(row["answer"]))
     console.print(table)
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read a token from {path}") from error
+    if not token or not token.isprintable() or " " in token:
+        raise ConfigError(f"{path} does not hold one token")
+    return token
 
 
 def _decoded(answer: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``cloister archive | seal | inspect``: the model owner's side."""
+"""``cloister seal | inspect``: the model owner's side."""
 
 from __future__ import annotations
 
@@ -12,35 +12,6 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from cloister.cli.options import Json
 from cloister.cli.output import console, errors, fields_table, show_json
 from cloister.errors import ConfigError
-
-
-def archive(
-    handler: Annotated[Path, typer.Option("--handler", help="Python file with the handler.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Archive to write.")],
-    name: Annotated[str, typer.Option("--name", help="Model name.")],
-    version: Annotated[str, typer.Option("--version", help="Model version.")] = "1.0",
-    serialized_file: Annotated[Path | None, typer.Option("--serialized-file", help="Weights.")] = None,
-    model_file: Annotated[Path | None, typer.Option("--model-file", help="Model definition.")] = None,
-    extra_file: Annotated[list[Path] | None, typer.Option("--extra-file", help="May be repeated.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Pack a handler and its weights into a TorchServe archive (.mar)."""
-    from cloister.serve.archive import pack_archive
-
-    pack_archive(
-        out,
-        name=name,
-        version=version,
-        handler=handler,
-        serialized_file=serialized_file,
-        model_file=model_file,
-        extra_files=tuple(extra_file or ()),
-    )
-    facts = {"archive": str(out), "name": name, "version": version, "bytes": out.stat().st_size}
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(f"wrote {out} ({facts['bytes']:,} bytes)")
 
 
 def seal(

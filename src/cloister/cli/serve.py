@@ -23,6 +23,10 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     https_port: Annotated[int | None, typer.Option(help="HTTPS port; 0 for none.")] = None,
     http_port: Annotated[int | None, typer.Option(help="Plain HTTP port; 0 for none.")] = None,
+    management_port: Annotated[int | None, typer.Option(help="Management API's port; 0 for none.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port of metrics alone; 0 for none.")] = None,
+    token_auth: Annotated[bool, typer.Option("--token-auth", help="Ask for TorchServe's tokens.")] = False,
+    model_api: Annotated[bool, typer.Option("--model-api", help="Let models be added and removed.")] = False,
     broker: Annotated[str | None, typer.Option(help="Base URL of the key broker.")] = None,
     broker_ca: Annotated[str | None, typer.Option(help="PEM certificate of the broker.")] = None,
     trusted_signers: Annotated[str | None, typer.Option(help="File of accepted model signers.")] = None,
@@ -43,6 +47,10 @@ def serve(
                 "serve.host": host,
                 "serve.https_port": https_port,
                 "serve.http_port": http_port,
+                "serve.management_port": management_port,
+                "serve.metrics_port": metrics_port,
+                "serve.token_auth": True if token_auth else None,
+                "serve.model_api": True if model_api else None,
                 "serve.broker": broker,
                 "serve.broker_ca": broker_ca,
                 "serve.trusted_signers": trusted_signers,
@@ -58,9 +66,13 @@ def show_settings(config: ConfigFile = None, as_json: Json = False) -> None:
     """Show the effective settings, and the digest that a server with them proves as mr_config_id."""
     import msgspec
 
+    from cloister.serve.remote.trust import with_contents
+
     settings = effective_settings(config, {})
     document = msgspec.to_builtins(settings)
-    digest = settings_digest(settings).hex()
+    if settings.serve.keystore_password:
+        document["serve"]["keystore_password"] = "(set)"  # noqa: S105 (what stands for it)
+    digest = settings_digest(with_contents(settings)).hex()
     if as_json:
         show_json({**document, "digest": digest})
         return

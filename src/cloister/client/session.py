@@ -49,6 +49,7 @@ class Client:
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
         padding: bool = False,
+        token: str = "",
     ) -> None:
         """Set up; no connection is made yet.
 
@@ -60,6 +61,7 @@ class Client:
             max_age_s: how long one verification is relied on.
             timeout_s: for each network operation.
             padding: fill requests up to size classes, so that their length says less of what is in them.
+            token: an API key or a JSON Web Token, where the service asks who calls; it travels sealed.
         """
         self._transport = OhttpTransport(
             url,
@@ -69,7 +71,12 @@ class Client:
             timeout_s=timeout_s,
             padding=padding,
         )
-        self._http = httpx.Client(transport=self._transport, base_url=self._transport.url, timeout=timeout_s)
+        self._http = httpx.Client(
+            transport=self._transport,
+            base_url=self._transport.url,
+            timeout=timeout_s,
+            headers=_credential(token),
+        )
 
     @property
     def url(self) -> str:
@@ -183,6 +190,7 @@ class AsyncClient:
         max_age_s: float = 300.0,
         timeout_s: float = 60.0,
         padding: bool = False,
+        token: str = "",
     ) -> None:
         """Set up; no connection is made yet. See ``Client``."""
         self._transport = AsyncOhttpTransport(
@@ -194,7 +202,10 @@ class AsyncClient:
             padding=padding,
         )
         self._http = httpx.AsyncClient(
-            transport=self._transport, base_url=self._transport.url, timeout=timeout_s
+            transport=self._transport,
+            base_url=self._transport.url,
+            timeout=timeout_s,
+            headers=_credential(token),
         )
 
     @property
@@ -248,6 +259,10 @@ def _prediction(
     if version is not None:
         path += f"/{_segment(version, 'version')}"
     return path, content, {"content-type": kind}
+
+
+def _credential(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"} if token else {}
 
 
 def _answer(response: httpx.Response) -> Answer:

@@ -1,5 +1,7 @@
 """HPKE (RFC 9180) in base mode, with the exporter: a typed edge around pyhpke.
 
+The receiving side's key schedule is our own (``hpke_schedule``), for speed.
+
 The library parses keys leniently and raises its own errors; here a key has exactly the length that its KEM
 serializes to, and only errors of this package come out. Suites are a closed table, ``SUITES``.
 """
@@ -8,17 +10,21 @@ from __future__ import annotations
 
 import enum
 import os
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from types import MappingProxyType
 from typing import Self, cast
 
 import pyhpke
 from cryptography.exceptions import InvalidTag
 
+from cloister.crypto.hpke_schedule import expand, hmac_sha256, labeled_expand, schedule
 from cloister.errors import BadCiphertext, CloisterError, MalformedInput
 
 _P256_UNCOMPRESSED = 0x04
+_SUITE_ID = struct.Struct(">4sHHH")
 
 
 class Kem(enum.IntEnum):
@@ -183,18 +189,20 @@ class Suite:
         if self.kem is Kem.P256_HKDF_SHA256 and enc[0] != _P256_UNCOMPRESSED:
             raise MalformedInput("enc: not an uncompressed point")
         try:
-            context = self._suite.create_recipient_context(enc, key._key, info)
+            shared_secret = self._suite.kem.decap(enc, key._key)
         except ValueError as error:
             raise MalformedInput(f"enc: not a usable {self.kem.name} key") from error
-        return RecipientContext(context)
+        suite_id = _SUITE_ID.pack(b"HPKE", self.kem, self.kdf, self.aead)
+        keys = schedule(shared_secret, suite_id, info, self.key_bytes, self.nonce_bytes)
+        return RecipientContext(self._suite.aead.import_key(keys[0]), keys[1], keys[2], suite_id)
 
     def extract(self, salt: bytes, ikm: bytes) -> bytes:
         """Extract of the suite's KDF, without HPKE's labels."""
-        return self._suite.kdf.extract(salt, ikm)
+        return hmac_sha256(salt if len(salt) <= 64 else sha256(salt).digest(), ikm)
 
     def expand(self, prk: bytes, info: bytes, length: int) -> bytes:
         """Expand of the suite's KDF, without HPKE's labels."""
-        return self._suite.kdf.expand(prk, info, length)
+        return expand(prk, info, length)
 
     def aead_seal(self, key: bytes, nonce: bytes, pt: bytes, aad: bytes = b"") -> bytes:
         """Encrypt once under a key that was derived outside of an HPKE context."""
@@ -268,10 +276,16 @@ class SenderContext:
 class RecipientContext:
     """Decrypts in order. One failure ends it: what follows a forged message is not believed either."""
 
-    __slots__ = ("_context", "_failed")
+    __slots__ = ("_base_nonce", "_exporter_secret", "_failed", "_key", "_sequence", "_suite_id")
 
-    def __init__(self, context: pyhpke.ContextInterface) -> None:
-        self._context = context
+    def __init__(
+        self, key: pyhpke.AEADKeyInterface, base_nonce: bytes, exporter_secret: bytes, suite_id: bytes
+    ) -> None:
+        self._key = key
+        self._base_nonce = base_nonce
+        self._exporter_secret = exporter_secret
+        self._suite_id = suite_id
+        self._sequence = 0
         self._failed = False
 
     def open(self, ct: bytes | memoryview, aad: bytes = b"") -> bytes:
@@ -283,14 +297,21 @@ class RecipientContext:
         if self._failed:
             raise BadCiphertext("this context already met a message that does not authenticate")
         try:
-            return self._context.open(cast(bytes, ct), aad)
-        except pyhpke.OpenError as error:
+            opened = self._key.open(cast(bytes, ct), self._nonce(), aad)
+        except (InvalidTag, ValueError, OverflowError) as error:
             self._failed = True
             raise BadCiphertext("ciphertext does not authenticate") from error
+        self._sequence += 1
+        return opened
+
+    def _nonce(self) -> bytes:
+        """ComputeNonce of RFC 9180, section 5.2."""
+        base = self._base_nonce
+        return (int.from_bytes(base, "big") ^ self._sequence).to_bytes(len(base), "big")
 
     def export(self, exporter_context: bytes, length: int) -> bytes:
         """A secret of ``length`` bytes that both sides can derive."""
-        return self._context.export(exporter_context, length)
+        return labeled_expand(self._exporter_secret, self._suite_id, b"sec", exporter_context, length)
 
 
 def find_suite(kem_id: int, kdf_id: int, aead_id: int) -> Suite:

@@ -60,7 +60,8 @@ class GatewayKey:
 class Gateway:
     """Opens sealed requests under any of its keys, each of them once.
 
-    The first key is the current one, which evidence binds; the others are still accepted.
+    The first key is the current one, which evidence binds; the others are still accepted. What is remembered
+    against replay outlives every key.
     """
 
     def __init__(
@@ -70,13 +71,12 @@ class Gateway:
         guard: ReplayGuard | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._keys = {key.key_id: key for key in keys}
-        if not keys or len(self._keys) != len(keys):
-            raise ConfigError("a gateway needs at least one key, each under its own id")
-        self.key_config = keys[0].config.render()
+        self.key_config = b""
         """One RFC 9458 key configuration: the current key's."""
-        self.key_configs = render_key_configs(key.config for key in keys)
+        self.key_configs = b""
         """The ``application/ohttp-keys`` document: every key, current first."""
+        self._keys: dict[int, GatewayKey] = {}
+        self._use(keys)
         self._guard = ReplayGuard() if guard is None else guard
         self._clock = clock
 
@@ -84,6 +84,20 @@ class Gateway:
     def generate(cls, kem: Kem = Kem.X25519_HKDF_SHA256) -> Self:
         """A gateway with one new key."""
         return cls((GatewayKey.generate(kem),))
+
+    def rotate(self, key: GatewayKey | None = None) -> None:
+        """Make ``key`` (a new one by default) the current one; of the others only the former is kept.
+
+        Raises:
+            ConfigError: its id is in use.
+        """
+        former = next(iter(self._keys.values()))
+        new = key or GatewayKey.generate(former.private.kem, besides=tuple(self._keys))
+        self._use((new, former))
+
+    def drop_former(self) -> None:
+        """Accept the current key only."""
+        self._use(tuple(self._keys.values())[:1])
 
     def open(self, capsule: bytes) -> tuple[bytes, ResponseSealer]:
         """Decrypt an encapsulated request that was not seen before.
@@ -115,6 +129,14 @@ class Gateway:
     def open_stream(self) -> StreamedRequest:
         """A chunked request, to be read as it comes."""
         return StreamedRequest(self._find_key, self._guard, self._clock)
+
+    def _use(self, keys: Sequence[GatewayKey]) -> None:
+        by_id = {key.key_id: key for key in keys}
+        if not keys or len(by_id) != len(keys):
+            raise ConfigError("a gateway needs at least one key, each under its own id")
+        self._keys = by_id
+        self.key_config = keys[0].config.render()
+        self.key_configs = render_key_configs(key.config for key in keys)
 
     def _find_key(self, header: CapsuleHeader) -> GatewayKey:
         key = self._keys.get(header.key_id)

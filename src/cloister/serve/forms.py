@@ -3,8 +3,8 @@
 Runs in the worker: neither the event loop nor the measured frontend decodes what callers send.
 
 Source: pytorch/serve 0.12, HTTP inference: fields of a form by their names, any other body as ``body``;
-values of JSON type arrive decoded, of text type as ``str``, all others as ``bytearray``. JSON that does not
-decode is passed on as bytes: TorchServe's own clients send pictures under ``application/json``.
+values of JSON type arrive decoded, of text type as ``str``, all others as ``bytearray``. What does not even
+begin like JSON is passed on as bytes: TorchServe's own clients send pictures under ``application/json``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def parse_fields(body: memoryview, *, content_type: str, query: bytes) -> dict[s
     """
     fields: dict[str, Any] = {}
     if query:
-        for name, text in _parse_pairs(query):
-            fields[name] = bytearray(text.encode())
+        for name, value in _parse_pairs(query):
+            fields[name] = bytearray(value)
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _MULTIPART:
         fields.update(_parse_multipart(bytes(body), content_type))
     elif kind == _FORM:
-        for name, text in _parse_pairs(bytes(body)):
-            fields[name] = bytearray(text.encode())
+        for name, value in _parse_pairs(bytes(body)):
+            fields[name] = bytearray(value)
     else:
         fields["body"] = decode_value(body, content_type)
     return fields
@@ -52,7 +52,7 @@ def decode_value(value: memoryview, content_type: str) -> Any:
     if content_type.startswith("application/json"):
         try:
             return msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return _decode_lenient(value)
     if content_type.startswith("text"):
         try:
@@ -63,20 +63,32 @@ def decode_value(value: memoryview, content_type: str) -> Any:
 
 
 def _decode_lenient(value: memoryview) -> Any:
-    """Python's own decoder takes NaN and Infinity, which some clients send."""
+    """Python's own decoder takes NaN and Infinity, which some clients send.
+
+    Raises:
+        MalformedInput: it begins like JSON, so its sender meant it to be.
+    """
+    raw = bytes(value)
     try:
-        return json.loads(bytes(value))
-    except (ValueError, RecursionError):
-        return bytearray(value)
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        if raw[:64].lstrip()[:1] not in (b"{", b"["):
+            return bytearray(value)
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "not UTF-8"
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at character {error.pos}"
+        raise MalformedInput(f"body is declared as JSON and is none: {reason}") from None
 
 
-def _parse_pairs(raw: bytes) -> list[tuple[str, str]]:
+def _parse_pairs(raw: bytes) -> list[tuple[str, bytes]]:
+    """Names as text, values as the very bytes that were encoded: a form may carry any."""
     try:
-        return parse_qsl(
-            raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS
+        pairs = parse_qsl(
+            raw.decode("latin-1"), keep_blank_values=True, encoding="latin-1", max_num_fields=MAX_FIELDS
         )
+        return [(name.encode("latin-1").decode(), value.encode("latin-1")) for name, value in pairs]
     except ValueError as error:
-        raise MalformedInput("form fields are not URL-encoded UTF-8, or too many") from error
+        raise MalformedInput("form fields are not URL-encoded, or too many") from error
 
 
 def _parse_multipart(body: bytes, content_type: str) -> Iterator[tuple[str, Any]]:
@@ -94,10 +106,12 @@ def _parse_multipart(body: bytes, content_type: str) -> Iterator[tuple[str, Any]
         if padding.strip(b" \t") or not line_end or not blank:
             raise MalformedInput("multipart field without headers")
         headers = _part_headers(head)
-        name = _parameters(headers.get("content-disposition", "")).get("name")
-        if name is None:
+        placed = _parameters(headers.get("content-disposition", ""))
+        if "name" not in placed:
             raise MalformedInput("multipart field without a name")
-        yield name, decode_value(memoryview(value), headers.get("content-type", ""))
+        # TorchServe takes the type of a file, and a field without a file name as bytes whatever it says.
+        kind = headers.get("content-type", "") if placed.keys() & {"filename", "filename*"} else ""
+        yield placed["name"], decode_value(memoryview(value), kind)
 
 
 def _part_headers(head: bytes) -> dict[str, str]:

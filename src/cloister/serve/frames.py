@@ -24,27 +24,57 @@ from typing import Annotated, Generic, TypeVar
 import msgspec
 
 from cloister.errors import MalformedInput, WorkerLost
+from cloister.serve.sandbox.plan import NO_SANDBOX, SandboxPlan, SandboxState
 
 PREFIX = struct.Struct(">IQ")
 MAX_HEAD_BYTES = 1 << 24
 MAX_PAYLOAD_BYTES = 1 << 30
+MAX_ANSWER_BYTES = 1 << 28
+"""All answers of one frame; a worker that sends more is ended."""
+FRAME_BYTES = 1 << 25
+"""How much of several bodies goes into one frame; a larger body goes alone."""
 _READ_BYTES = 1 << 18
 _JOIN_BYTES = 1 << 16
 
 Length = Annotated[int, msgspec.Meta(ge=0, le=MAX_PAYLOAD_BYTES)]
+Index = Annotated[int, msgspec.Meta(ge=0)]
 Headers = list[tuple[bytes, bytes]]
 
 
+class MetricDefinition(msgspec.Struct, array_like=True, frozen=True):
+    """A metric that handlers find under its name."""
+
+    name: str
+    kind: str
+    """``counter``, ``gauge`` or ``histogram``."""
+    unit: str
+    dimensions: list[str]
+
+
 class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
-    """Frontend to worker, once: unpack the archive and make the handler ready."""
+    """Frontend to worker, once: make the handler of an unpacked archive ready."""
 
     name: str
     version: str
-    archive_fd: int
-    folder: str
+    model_dir: str
+    """Unpacked archive, shared by all workers of the model."""
+    scratch: str
+    """Empty folder of this worker alone; also its HOME and TMPDIR."""
     protected: bool
+    handler: str = ""
+    """As the manifest names it, or as the call that registered the model does."""
+    envelope: str = ""
+    """TorchServe's form of requests around the handler; empty means none."""
+    metrics: tuple[MetricDefinition, ...] = ()
     gpu_id: int | None = None
     batch_size: int = 1
+    idempotent: bool = True
+    """Whether a request may be computed twice: a failed batch is then run again in halves."""
+    cores: tuple[int, ...] = ()
+    """Processor numbers to run on; empty means any."""
+    threads: int = 0
+    """For numerical libraries; 0 leaves the choice to them."""
+    sandbox: SandboxPlan = NO_SANDBOX
 
 
 class RequestItem(msgspec.Struct, array_like=True, frozen=True):
@@ -52,15 +82,26 @@ class RequestItem(msgspec.Struct, array_like=True, frozen=True):
 
     number: int
     request_id: str
-    headers: Headers
+    head: Index
+    """Which of the frame's heads are its headers."""
     query: bytes
     body_bytes: Length
+    alone: bool = False
+    """In no batch with others: workers have died with it."""
 
 
 class Predict(msgspec.Struct, tag="predict", array_like=True, frozen=True):
     """Frontend to worker: requests to answer."""
 
+    heads: list[bytes]
+    """Headers of the requests, each distinct list once, as ``encode_head`` makes them."""
     items: list[RequestItem]
+
+
+class Cancel(msgspec.Struct, tag="cancel", array_like=True, frozen=True):
+    """Frontend to worker: nobody waits for these any more. A worker that has not begun leaves them out."""
+
+    numbers: list[int]
 
 
 class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
@@ -68,13 +109,14 @@ class Stop(msgspec.Struct, tag="stop", array_like=True, frozen=True):
 
 
 class Fault(msgspec.Struct, array_like=True, frozen=True):
-    """Why a handler did not answer: never the exception's text, except in open mode."""
+    """Why a handler did not answer."""
 
     reason: str
     """TorchServe's words, for example ``Prediction failed``."""
     exception: str = ""
     fingerprint: str = ""
     text: str = ""
+    """What the exception says. Only for the caller whose request ran alone: never for logs or others."""
 
 
 class AnswerItem(msgspec.Struct, array_like=True, frozen=True):
@@ -82,15 +124,41 @@ class AnswerItem(msgspec.Struct, array_like=True, frozen=True):
 
     number: int
     status: int
-    headers: Headers
+    head: Index
+    """Which of the frame's heads are its headers."""
     body_bytes: Length
     fault: Fault | None = None
+    more: bool = False
+    """This is a part; others follow. Status and headers count in the first."""
+
+
+class MetricSample(msgspec.Struct, array_like=True, frozen=True):
+    """One value that a handler measured."""
+
+    name: str
+    kind: str
+    """``counter``, ``gauge`` or ``histogram``."""
+    unit: str
+    dimensions: list[tuple[str, str]]
+    value: float
 
 
 class Answers(msgspec.Struct, tag="answers", array_like=True, frozen=True):
     """Worker to frontend: answers, in any order."""
 
+    heads: list[bytes]
     items: list[AnswerItem]
+    inference_s: float = 0.0
+    """Time in the handler for these answers, all batches together."""
+    batches: int = 0
+    """How many calls of the handler that was."""
+    metrics: list[MetricSample] = []
+
+
+class Confined(msgspec.Struct, tag="confined", array_like=True, frozen=True):
+    """Worker to frontend, once, before any of the model's code is loaded, which could say anything."""
+
+    state: SandboxState
 
 
 class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
@@ -103,12 +171,60 @@ class LoadFailed(msgspec.Struct, tag="load-failed", array_like=True, frozen=True
     fault: Fault
 
 
-ToWorker = Load | Predict | Stop
-FromWorker = Loaded | LoadFailed | Answers
+ToWorker = Load | Predict | Cancel | Stop
+FromWorker = Confined | Loaded | LoadFailed | Answers
 Message = TypeVar("Message")
 Frame = tuple[Message, memoryview]
 
 _encoder = msgspec.msgpack.Encoder()
+_head_decoder = msgspec.msgpack.Decoder(Headers)
+
+
+class HeadEncoder:
+    """Headers as bytes. The same list object, as callers with the same head share one, is encoded once."""
+
+    def __init__(self, *, size: int = 512) -> None:
+        self._known: dict[int, tuple[Headers, bytes]] = {}
+        self._size = size
+
+    def __call__(self, headers: Headers) -> bytes:
+        # The entry holds the list, so that no other object can come to have its identity.
+        known = self._known.get(id(headers))
+        if known is not None:
+            return known[1]
+        raw = _encoder.encode(headers)
+        if len(self._known) >= self._size:
+            self._known.clear()
+        self._known[id(headers)] = (headers, raw)
+        return raw
+
+
+class HeadDecoder:
+    """Bytes as headers. Equal bytes give the same list object, which nobody may change."""
+
+    def __init__(self, *, size: int = 512, head_bytes: int = 4096) -> None:
+        self._known: dict[bytes, Headers] = {}
+        self._size = size
+        self._head_bytes = head_bytes
+
+    def __call__(self, raw: bytes) -> Headers:
+        """The headers.
+
+        Raises:
+            MalformedInput: not headers.
+        """
+        known = self._known.get(raw)
+        if known is not None:
+            return known
+        try:
+            headers: Headers = _head_decoder.decode(raw)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedInput("a frame's head is not a list of headers") from error
+        if len(raw) <= self._head_bytes:
+            if len(self._known) >= self._size:
+                self._known.clear()
+            self._known[raw] = headers
+        return headers
 
 
 def encode_frame(message: ToWorker | FromWorker, bodies: Sequence[bytes] = ()) -> list[bytes]:
@@ -211,6 +327,10 @@ class FrameSocket(Generic[Message]):
         self._decoder = FrameDecoder(kind, payload_limit=payload_limit)
         self._ready: list[Frame[Message]] = []
 
+    def fileno(self) -> int:
+        """The socket's descriptor."""
+        return self._socket.fileno()
+
     def read(self) -> Frame[Message] | None:
         """The next frame, or None at the end of the stream.
 
@@ -226,6 +346,26 @@ class FrameSocket(Generic[Message]):
             self._ready = self._decoder.feed(data)
             self._ready.reverse()
         return self._ready.pop()
+
+    def poll(self) -> Frame[Message] | None:
+        """The next frame if a whole one is there already; never waits.
+
+        Raises:
+            MalformedInput: not a frame.
+            WorkerLost: the stream broke.
+        """
+        if not self._ready and self._decoder.missing_bytes <= _READ_BYTES:
+            try:
+                data = self._socket.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                raise WorkerLost(f"cannot read from the other side: {error.strerror}") from error
+            if not data:
+                raise WorkerLost("the other side is gone")
+            self._ready = self._decoder.feed(data)
+            self._ready.reverse()
+        return self._ready.pop() if self._ready else None
 
     def write(self, message: ToWorker | FromWorker, bodies: Sequence[bytes] = ()) -> None:
         """Send one frame whole.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -29,6 +29,14 @@ _CLOCK_SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
+class TlsPair:
+    """PEM of a private key and of the certificate chain for it, for libraries that take nothing else."""
+
+    key: bytes = field(repr=False)
+    chain: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ServerKeys:
     """TLS key (inside ``tls``) and OHTTP key of one run of the server."""
 
@@ -36,6 +44,16 @@ class ServerKeys:
     tls_spki: bytes
     """SubjectPublicKeyInfo (DER): what callers pin after they have verified evidence over it."""
     gateway: Gateway
+    key: ec.EllipticCurvePrivateKey = field(repr=False)
+    """The key inside ``tls``."""
+    certificate: x509.Certificate = field(repr=False)
+
+    def pem_pair(self) -> TlsPair:
+        """The TLS key and its certificate for gRPC, which does not take an SSL context."""
+        return TlsPair(
+            key=self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            chain=self.certificate.public_bytes(Encoding.PEM),
+        )
 
 
 def make_keys(host: str, now: datetime | None = None) -> ServerKeys:
@@ -46,7 +64,7 @@ def make_keys(host: str, now: datetime | None = None) -> ServerKeys:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _self_sign(key, host, now or datetime.now(UTC))
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate())
+    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate(), key, certificate)
 
 
 def _self_sign(key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> x509.Certificate:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import gc
+import resource
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
@@ -13,10 +16,12 @@ from typing import Any
 import uvicorn
 
 from cloister.errors import ConfigError
+from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.asgi import AsgiApp
+from cloister.serve.http.front import IDLE_S, Front
+from cloister.serve.http.protocol import HotProtocol
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,10 @@ class Listener:
     @property
     def url(self) -> str:
         """Where people reach it."""
-        host, port = self.socket.getsockname()[:2]
+        name = self.socket.getsockname()
+        if isinstance(name, str):
+            return f"unix:{name}"
+        host, port = name[:2]
         shown = f"[{host}]" if ":" in host else host
         return f"{'https' if self.tls else 'http'}://{shown}:{port}"
 
@@ -46,13 +54,25 @@ class _Server(uvicorn.Server):
 class Listeners:
     """All ports of a server, opened and closed together."""
 
-    def __init__(self, listeners: Sequence[Listener], *, drain_s: float) -> None:
+    def __init__(
+        self, listeners: Sequence[Listener], *, drain_s: float, access_log: AccessLog | None = None
+    ) -> None:
         self._listeners = listeners
-        self._servers = [_Server(_configure(item, drain_s)) for item in listeners]
+        self._fronts = [_front(item.app) for item in listeners]
+        for item, front in zip(listeners, self._fronts, strict=True):
+            item.app.access_log = front.access_log = access_log
+        self._servers = [
+            _Server(_configure(item, front, drain_s))
+            for item, front in zip(listeners, self._fronts, strict=True)
+        ]
         self._tasks: list[asyncio.Task[Any]] = []
 
     async def start(self) -> None:
-        """Begin to accept connections."""
+        """Begin to accept connections, as many as the system lets this process have."""
+        raise_file_limit()
+        calm_collector()
+        for front in self._fronts:
+            front.start()
         for server, item in zip(self._servers, self._listeners, strict=True):
             self._tasks.append(asyncio.create_task(server.serve(sockets=[item.socket])))
         while not all(server.started for server in self._servers):
@@ -66,6 +86,8 @@ class Listeners:
         for server in self._servers:
             server.should_exit = True
         await asyncio.gather(*self._tasks)
+        for front in self._fronts:
+            front.stop()
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -85,10 +107,32 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _configure(item: Listener, drain_s: float) -> uvicorn.Config:
+def raise_file_limit() -> None:
+    """Each connection is an open file: take as many as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # an unlimited hard limit is over the kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def calm_collector() -> None:
+    """Let the garbage collector look at what a busy server makes, not at everything that it has.
+
+    With thousands of connections a full collection takes longer than many requests; these leave no cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _front(app: AsgiApp) -> Front:
+    return Front(app.api, app.way, body_timeout_s=app.body_timeout_s)
+
+
+def _configure(item: Listener, front: Front, drain_s: float) -> uvicorn.Config:
     config = uvicorn.Config(
         item.app,
-        http="httptools",
+        http=functools.partial(HotProtocol, front=front),  # type: ignore[arg-type]
         ws="none",
         lifespan="off",
         interface="asgi3",
@@ -97,7 +141,7 @@ def _configure(item: Listener, drain_s: float) -> uvicorn.Config:
         proxy_headers=False,
         server_header=False,
         backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_keep_alive=int(IDLE_S),
         timeout_graceful_shutdown=int(drain_s),
     )
     config.load()

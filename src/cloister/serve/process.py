@@ -17,7 +17,9 @@ from typing import Any, cast
 import cloister
 from cloister.errors import MalformedInput, ModelFailed, WorkerLost
 from cloister.serve.frames import (
+    MAX_ANSWER_BYTES,
     Answers,
+    Confined,
     Fault,
     Frame,
     FrameDecoder,
@@ -25,19 +27,24 @@ from cloister.serve.frames import (
     Load,
     Loaded,
     LoadFailed,
-    Predict,
+    MetricDefinition,
     Stop,
+    ToWorker,
     encode_frame,
 )
 from cloister.serve.hardening import worker_environment
+from cloister.serve.memory_watch import count_oom_kills
+from cloister.serve.placement import Place
+from cloister.serve.sandbox.plan import NO_SANDBOX, SandboxPlan
 
 # The worker runs the same files as the frontend, wherever these are, and finds nothing else by this path.
 _BOOTSTRAP = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); import cloister; sys.path.pop(0); "
     "from cloister.serve.worker import main; sys.exit(main())"
 )
-MAX_ANSWER_BYTES = 1 << 28
-"""All answers of one frame; a worker that sends more is ended."""
+OUT_OF_MEMORY_EXIT = 86
+"""A worker's exit code after a memory error that it could not go on from."""
+ANYWHERE = Place()
 LEAVE_S = 5.0
 TERMINATE_S = 2.0
 
@@ -48,10 +55,15 @@ class WorkerSpec:
 
     name: str
     version: str
-    archive_fd: int
-    """Open archive; the worker opens it anew."""
+    model_dir: Path
+    """Unpacked archive, shared by all workers."""
+    handler: str
     protected: bool
-    threads: int
+    batch_size: int = 1
+    idempotent: bool = True
+    envelope: str = ""
+    metrics: tuple[MetricDefinition, ...] = ()
+    sandbox: SandboxPlan = NO_SANDBOX
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -60,11 +72,11 @@ class WorkerProcess(asyncio.Protocol):
     def __init__(
         self,
         *,
-        on_answers: Callable[[Frame[Answers]], None],
-        on_end: Callable[[WorkerProcess], None],
+        on_answers: Callable[[Frame[Answers]], None] = lambda _: None,
+        on_end: Callable[[WorkerProcess], None] = lambda _: None,
     ) -> None:
-        self._on_answers = on_answers
-        self._on_end = on_end
+        self.on_answers = on_answers
+        self.on_end = on_end
         self._decoder: FrameDecoder[FromWorker] = FrameDecoder(FromWorker, payload_limit=MAX_ANSWER_BYTES)  # type: ignore[arg-type]
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,23 +87,45 @@ class WorkerProcess(asyncio.Protocol):
         self._ended = asyncio.Event()
         self.reason = "it ended"
         """Why it ended, in words without content."""
+        self.out_of_memory = False
+        """Whether it ended for want of memory."""
+        self.round_trip_s = 0.0
+        self.state = ""
+        """What confines it, as it said itself before it loaded any of the model's code."""
+        self._oom_kills: int | None = None
 
     @property
     def pid(self) -> int:
         return self._process.pid if self._process is not None else 0
 
-    async def start(self, spec: WorkerSpec, folder: Path, *, timeout_s: float) -> None:
+    @property
+    def ended(self) -> bool:
+        """Whether it is gone."""
+        return self._ended.is_set()
+
+    async def start(
+        self,
+        spec: WorkerSpec,
+        scratch: Path,
+        *,
+        timeout_s: float | None,
+        place: Place = ANYWHERE,
+        gpu_id: int | None = None,
+    ) -> None:
         """Start the process and wait until its handler is loaded.
 
+        Args:
+            scratch: empty folder of this worker alone.
         Raises:
             ModelFailed: the handler could not be loaded.
             WorkerLost: the process ended, or did not get ready in time.
         """
         loop = asyncio.get_running_loop()
         self._name, self._show_text = spec.name, not spec.protected
+        self._oom_kills = count_oom_kills()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            self._process = _spawn(spec, folder, theirs)
+            self._process = _spawn(spec, scratch, theirs, threads=place.threads)
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.add_reader(self._pidfd, self._process_ended)
         ours.setblocking(False)
@@ -100,9 +134,18 @@ class WorkerProcess(asyncio.Protocol):
             Load(
                 name=spec.name,
                 version=spec.version,
-                archive_fd=spec.archive_fd,
-                folder=str(folder),
+                model_dir=str(spec.model_dir),
+                scratch=str(scratch),
                 protected=spec.protected,
+                handler=spec.handler,
+                envelope=spec.envelope,
+                metrics=spec.metrics,
+                gpu_id=gpu_id,
+                batch_size=spec.batch_size,
+                idempotent=spec.idempotent,
+                cores=place.cores,
+                threads=place.threads,
+                sandbox=spec.sandbox,
             )
         )
         try:
@@ -117,7 +160,7 @@ class WorkerProcess(asyncio.Protocol):
             await self._ended.wait()
             raise
 
-    def send(self, message: Load | Predict | Stop, bodies: Sequence[bytes] = ()) -> None:
+    def send(self, message: ToWorker, bodies: Sequence[bytes] = ()) -> None:
         """Write one frame. After the worker's end it goes nowhere; ``on_end`` has told the supervisor."""
         if self._transport is None or self._transport.is_closing():
             return
@@ -135,6 +178,8 @@ class WorkerProcess(asyncio.Protocol):
 
     async def stop(self) -> None:
         """Let it leave, then insist. Returns when it is gone."""
+        if self._ended.is_set():
+            return
         self.reason = "the server stopped it"
         self.send(Stop())
         for signal_number, wait_s in ((None, LEAVE_S), (signal.SIGTERM, TERMINATE_S), (signal.SIGKILL, None)):
@@ -145,6 +190,12 @@ class WorkerProcess(asyncio.Protocol):
                     await self._ended.wait()
                 return
 
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
+        """Give a loaded worker's connection to ``protocol``, which carries the frames elsewhere."""
+        assert self._transport is not None
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+
     # The socket's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -154,11 +205,15 @@ class WorkerProcess(asyncio.Protocol):
         try:
             for message, payload in self._decoder.feed(data):
                 if isinstance(message, Answers):
-                    self._on_answers((message, payload))
-                elif not self._loaded.done():
+                    self.on_answers((message, payload))
+                elif isinstance(message, Confined) and not self.state:
+                    self.state = message.state.render()
+                elif isinstance(message, LoadFailed) or (isinstance(message, Loaded) and self.state):
+                    if self._loaded.done():
+                        raise MalformedInput("a second load message")
                     self._finish_load(message)
                 else:
-                    raise MalformedInput("a second load message")
+                    raise MalformedInput("a message out of turn")
         except MalformedInput as error:
             self.kill(f"it broke the protocol: {error.message}")
 
@@ -180,14 +235,28 @@ class WorkerProcess(asyncio.Protocol):
         self._signal(signal.SIGKILL)  # what its handler has started
         code = self._process.wait()
         if self.reason == "it ended":
-            self.reason = f"it ended with signal {-code}" if code < 0 else f"it ended with exit code {code}"
+            self.reason = self._explain(code)
         if self._transport is not None:
             self._transport.abort()
         if not self._loaded.done():
             self._loaded.set_exception(WorkerLost(f"worker did not start: {self.reason}"))
             self._loaded.exception()  # seen, whether or not somebody still waits
         self._ended.set()
-        self._on_end(self)
+        self.on_end(self)
+
+    def _explain(self, code: int) -> str:
+        """An end that nobody here asked for, in words."""
+        kills = count_oom_kills()
+        if code == -signal.SIGKILL and kills is not None and kills > (self._oom_kills or 0):
+            self.out_of_memory = True
+            return "the system ended it for want of memory"
+        if code == OUT_OF_MEMORY_EXIT:
+            self.out_of_memory = True
+            return "it ran out of memory"
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else "?"
+            return f"it ended with signal {-code} ({name})"
+        return f"it ended with exit code {code}"
 
     def _signal(self, number: int) -> None:
         # The group exists as long as a process of it does; the leader's number is not reused before wait().
@@ -214,7 +283,9 @@ def describe_fault(fault: Fault, *, show_text: bool) -> str:
     return f"{text}: {' '.join(fault.text.split())[:500]}" if show_text and fault.text else text
 
 
-def _spawn(spec: WorkerSpec, folder: Path, connection: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn(
+    spec: WorkerSpec, folder: Path, connection: socket.socket, *, threads: int
+) -> subprocess.Popen[bytes]:
     """Start the interpreter, isolated from environment and user packages, in its own process group."""
     parent = Path(cloister.__file__).resolve().parents[1]
     output: Any = subprocess.DEVNULL if spec.protected else None
@@ -226,8 +297,8 @@ def _spawn(spec: WorkerSpec, folder: Path, connection: socket.socket) -> subproc
             stdout=output,
             stderr=output,
             cwd=folder,
-            env=worker_environment(os.environ, home=folder, threads=spec.threads),
-            pass_fds=(connection.fileno(), spec.archive_fd),
+            env=worker_environment(os.environ, home=folder, threads=threads),
+            pass_fds=(connection.fileno(),),
             start_new_session=True,
             umask=0o077,
         )

@@ -8,19 +8,24 @@ from contextlib import AsyncExitStack
 from cloister.attest.attester import pick_attester
 from cloister.attest.service import LoadedModel, ServiceIdentity
 from cloister.errors import ConfigError
+from cloister.ohttp.gateway import Gateway
+from cloister.serve.grpc_ports import open_grpc
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import EvidenceEndpoint
 from cloister.serve.http.gateway import GatewayEndpoint
 from cloister.serve.identity import ServerKeys, make_keys
 from cloister.serve.listen import Listener, bind
+from cloister.serve.log import log
 from cloister.serve.registry import Registry
 from cloister.serve.sources import parse_wanted
-from cloister.serve.unlock import unlock_models
+from cloister.serve.unlock import SealedStore
 from cloister.settings import ServeSettings, Settings, settings_digest
 
-SANDBOX = "none"
-"""What confines a worker's handler, for evidence: an own process and a clean environment are no sandbox."""
+UNKNOWN_SANDBOX = "unknown"
+"""What evidence says of a model that has had no worker yet."""
+OVERLAP_S = 600.0
+"""Longer than a client relies on one verification (300 s by default)."""
 
 
 async def start_protected(
@@ -31,7 +36,7 @@ async def start_protected(
     1. The ports are bound, so that a taken one is known before any key is asked for.
     2. New TLS and OHTTP keys are made, in memory.
     3. The models are unlocked: the broker sees evidence of this machine, code and settings.
-    4. Evidence for callers binds the keys, the settings and the loaded models.
+    4. Evidence for callers binds the keys, the settings and the models that are loaded when it is asked for.
 
     Raises:
         CloisterError: any of these failed; nothing is served.
@@ -40,30 +45,65 @@ async def start_protected(
     listeners = _bind_listeners(settings.serve, api, keys, stack)
     digest = settings_digest(settings)
     attester = pick_attester(settings.attest, mr_config_id=digest)
-    wanted = parse_wanted(settings.serve.models)
-    await registry.load(await asyncio.to_thread(unlock_models, settings.serve, wanted, attester))
-    identity = ServiceIdentity(
-        tls_spki=keys.tls_spki,
-        ohttp_key_config=keys.gateway.key_config,
-        settings_digest=digest,
-        models=_loaded_models(registry),
-    )
+    store = SealedStore(settings.serve, attester)
+    api.control.use(store)
+    await registry.load(await asyncio.to_thread(store.wanted, parse_wanted(settings.serve.models)))
+
+    def identity() -> ServiceIdentity:
+        return ServiceIdentity(
+            tls_spki=keys.tls_spki,
+            ohttp_key_config=keys.gateway.key_config,
+            settings_digest=digest,
+            models=_loaded_models(registry),
+        )
+
     evidence = EvidenceEndpoint(attester, identity)
     stack.callback(evidence.close)
-    api.attach(evidence=evidence.answer, gateway=GatewayEndpoint(keys.gateway, api.handle_sealed).answer)
+    gateway = GatewayEndpoint(
+        keys.gateway,
+        api.handle_sealed,
+        max_request_bytes=settings.serve.max_request_bytes,
+        pad_answers=settings.serve.pad_answers,
+    )
+    api.attach(evidence=evidence.answer, gateway=gateway)
+    if settings.serve.ohttp_rotation_s > 0:
+        rotation = asyncio.create_task(keep_rotating(keys.gateway, settings.serve.ohttp_rotation_s))
+        stack.callback(rotation.cancel)
+    await open_grpc(settings.serve, api, registry, stack, tls=keys.pem_pair())
     return listeners
+
+
+async def keep_rotating(gateway: Gateway, every_s: float) -> None:
+    """Give the gateway a new key again and again; the former one is accepted for ``OVERLAP_S`` at most.
+
+    Who verified the service before the change still reaches it meanwhile; after that the gateway says that
+    it does not know the key, and callers verify again.
+    """
+    overlap_s = min(OVERLAP_S, every_s / 2)
+    while True:
+        await asyncio.sleep(every_s - overlap_s)
+        gateway.rotate()
+        log.info("new OHTTP key", overlap_s=overlap_s)
+        await asyncio.sleep(overlap_s)
+        gateway.drop_former()
 
 
 def _bind_listeners(
     serve: ServeSettings, api: Api, keys: ServerKeys, stack: AsyncExitStack
 ) -> list[Listener]:
+    ports = (
+        (serve.https_port, Way.TLS, keys.tls),
+        (serve.http_port, Way.PLAIN, None),
+        (serve.management_port, Way.MANAGEMENT, keys.tls),
+        (serve.metrics_port, Way.METRICS, keys.tls),
+    )
     listeners = []
-    for port, way, tls in ((serve.https_port, Way.TLS, keys.tls), (serve.http_port, Way.PLAIN, None)):
+    for port, way, tls in ports:
         if port:
             sock = bind(serve.host, port)
             stack.callback(sock.close)
             listeners.append(Listener(sock, AsgiApp(api, way, body_timeout_s=serve.request_timeout_s), tls))
-    if not listeners:
+    if not any(item.app.way in (Way.TLS, Way.PLAIN) for item in listeners):
         raise ConfigError("serve.https_port and serve.http_port are both 0: nobody could reach the server")
     return listeners
 
@@ -75,7 +115,7 @@ def _loaded_models(registry: Registry) -> tuple[LoadedModel, ...]:
             version=model.version,
             container_digest=model.digest,
             signer=model.signer,
-            sandbox=SANDBOX,
+            sandbox=model.supervisor.sandbox or UNKNOWN_SANDBOX,
         )
         for model in registry
     )

@@ -1,19 +1,33 @@
-"""The models of a server by name and version."""
+"""The models of a server by name and version. They come and go while it runs."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cloister.errors import ModelNotFound
+import msgspec
+
+from cloister.errors import ConfigError, ModelNotFound
+from cloister.serve.model_config import ModelConfig
+from cloister.serve.placement import Placement
 from cloister.serve.process import WorkerSpec
+from cloister.serve.refusals import AlreadyRegistered, VersionNotFound
+from cloister.serve.sandbox.plan import plan_for
 from cloister.serve.sources import ModelSource, version_order
 from cloister.serve.supervisor import Supervisor
-from cloister.serve.tmpfs import PrivateFolder, remove_stale
+from cloister.serve.tmpfs import PrivateFolder, remove_folder, remove_stale
+from cloister.serve.torchserve.metrics_file import read_model_metrics
 from cloister.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from cloister.serve.tracing import Tracer
+
+
+class Conflict(AlreadyRegistered):
+    """This version of the model is there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +36,8 @@ class Model:
 
     source: ModelSource
     supervisor: Supervisor
+    folder: Path = field(repr=False)
+    """Its unpacked files; removed with it."""
 
     @property
     def name(self) -> str:
@@ -49,24 +65,39 @@ def _order(source: ModelSource) -> tuple[str, int, list[tuple[int, int, str]]]:
 
 
 class Registry:
-    """Loaded models, their workers, and the folder in memory that these unpack into."""
+    """Loaded models, their workers, and the folder in memory that these are unpacked into."""
 
     def __init__(self, settings: ServeSettings) -> None:
+        self.generation = 0
+        """Changes whenever a lookup could come out differently; whoever keeps one looks here."""
         self._settings = settings
         self._models: dict[str, dict[str, Model]] = {}
+        self._defaults: dict[str, str] = {}
+        self._arriving: set[tuple[str, str]] = set()
         self._folders: PrivateFolder | None = None
+        self._placement: Placement | None = None
+        self.tracer: Tracer | None = None
+        """Sees the requests of all models that are loaded after it is set."""
 
     def __iter__(self) -> Iterator[Model]:
-        for versions in self._models.values():
-            yield from versions.values()
+        for versions in list(self._models.values()):
+            yield from list(versions.values())
 
     @property
     def healthy(self) -> bool:
-        """Whether every model has a worker."""
+        """Whether every model has the workers that it wants at least one of."""
         return all(model.supervisor.ready for model in self)
 
+    def names(self) -> list[str]:
+        """Names of all models, in the order in which they came."""
+        return list(self._models)
+
+    def versions(self, name: str) -> list[Model]:
+        """Every version of one model, the oldest registration first; empty if there is none."""
+        return list(self._models.get(name, {}).values())
+
     def find(self, name: str, version: str | None = None) -> Model:
-        """The model of this name; its newest version if none is given.
+        """The model of this name; its default version if none is given.
 
         Raises:
             ModelNotFound: no such model, or no such version of it.
@@ -74,54 +105,169 @@ class Registry:
         versions = self._models.get(name)
         if versions is None:
             raise ModelNotFound(f"Model not found: {name[:128]}")
-        if version is None:
-            return next(reversed(versions.values()))
-        model = versions.get(version)
+        model = versions.get(self._defaults[name] if version is None else version)
         if model is None:
-            raise ModelNotFound(f"Model version: {version[:128]} does not exist for model: {name}")
+            raise VersionNotFound(f"Model version: {(version or '')[:128]} does not exist for model: {name}")
         return model
 
     async def load(self, sources: Sequence[ModelSource]) -> None:
-        """Start a worker for each source, all at the same time; takes over their open files.
+        """Register the models that the server starts with, side by side; the newest of each is default.
 
         Raises:
             ModelFailed, WorkerLost: one of them could not be made ready; the others are left to ``close``.
             ConfigError: the folder for unpacking cannot be used.
         """
-        parent = Path(self._settings.tmpfs)
-        remove_stale(parent)
-        self._folders = PrivateFolder(parent)
+        base = self.base_config()
         ordered = sorted(sources, key=_order)
-        for source in ordered:
-            model = Model(source, self._supervisor(source, self._folders))
-            self._models.setdefault(source.name, {})[source.version] = model
-        results = await asyncio.gather(*(model.supervisor.start() for model in self), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        try:
+            results = await asyncio.gather(
+                *(self.register(item, ModelConfig.from_yaml(item.settings, base)) for item in ordered),
+                return_exceptions=True,
+            )
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+        except BaseException:
+            for source in ordered:
+                source.close()
+            raise
+        for source in ordered:  # whichever was ready first; the last of each name is the newest
+            versions = self._models[source.name] = self._models.pop(source.name)
+            versions[source.version] = versions.pop(source.version)
+            self._defaults[source.name] = source.version
+        self.generation += 1
+
+    def base_config(self) -> ModelConfig:
+        """What the server's settings say of every model."""
+        settings = self._settings
+        return ModelConfig(
+            response_timeout_s=settings.request_timeout_s,
+            startup_timeout_s=settings.startup_timeout_s,
+            max_queue=settings.max_queue,
+        )
+
+    async def register(self, source: ModelSource, config: ModelConfig) -> Model:
+        """Add one version: unpack it, start its workers, and only then let it be found.
+
+        Takes over ``source`` unless it raises. The first version of a name becomes its default.
+
+        Raises:
+            Conflict: this version is there already.
+            MalformedInput, BadCiphertext, ConfigError: the model's files are not what they should be.
+            ModelFailed, WorkerLost: its workers could not be made ready.
+        """
+        name, version = key = source.name, source.version
+        if key in self._arriving or version in self._models.get(name, {}):
+            raise Conflict(f"Model version {version} is already registered for model {name}")
+        self._arriving.add(key)
+        try:
+            folders = self._folders or self._open_folders()
+            folder = folders.make(name)
+            try:
+                supervisor = await self._start(source, config, folder, folders)
+            except BaseException:
+                await asyncio.to_thread(remove_folder, folder)
+                raise
+        finally:
+            self._arriving.discard(key)
+        model = Model(source, supervisor, folder)
+        self._models.setdefault(name, {})[version] = model
+        self._defaults.setdefault(name, version)
+        self.generation += 1
+        return model
+
+    async def unregister(self, name: str, version: str | None = None, *, timeout_s: float) -> None:
+        """Let a version's requests finish, then remove it. Nothing new reaches it meanwhile.
+
+        Raises:
+            ModelNotFound: there is none.
+            TimeoutError: its requests did not finish in time; it goes on as before.
+        """
+        model = self.find(name, version)
+        versions = self._models[name]
+        del versions[model.version]
+        if not versions:
+            del self._models[name]
+        self.generation += 1
+        if not await model.supervisor.drain(timeout_s):
+            model.supervisor.resume()
+            self._models.setdefault(name, {})[model.version] = model
+            self._defaults.setdefault(name, model.version)
+            self.generation += 1
+            raise TimeoutError
+        if not self._models.get(name):
+            self._defaults.pop(name, None)
+        elif self._defaults.get(name) == model.version:
+            self._defaults[name] = next(reversed(self._models[name]))
+            self.generation += 1
+        await self._remove(model, drain_s=0.0)
+
+    def set_default(self, name: str, version: str) -> None:
+        """Choose the version that answers where none is named.
+
+        Raises:
+            ModelNotFound: no such model, or no such version of it.
+        """
+        self._defaults[name] = self.find(name, version).version
+        self.generation += 1
 
     async def close(self, *, drain_s: float) -> None:
-        """Stop all workers and remove what they unpacked."""
-        await asyncio.gather(*(model.supervisor.stop(drain_s=drain_s) for model in self))
+        """Stop all workers and remove what was unpacked."""
+        models = list(self)
+        await asyncio.gather(*(self._remove(model, drain_s=drain_s) for model in models))
         if self._folders is not None:
             self._folders.close()
-        for model in self:
-            os.close(model.source.archive_fd)
         self._models.clear()
+        self._defaults.clear()
+        self.generation += 1
 
-    def _supervisor(self, source: ModelSource, folders: PrivateFolder) -> Supervisor:
+    async def _start(
+        self, source: ModelSource, config: ModelConfig, folder: Path, folders: PrivateFolder
+    ) -> Supervisor:
         settings = self._settings
+        if settings.remote_only:
+            config = msgspec.structs.replace(config, min_workers=0, max_workers=0)
         spec = WorkerSpec(
             name=source.name,
             version=source.version,
-            archive_fd=source.archive_fd,
+            model_dir=folder if settings.remote_only else await asyncio.to_thread(source.place, folder),
+            handler=config.handler or source.handler,
             protected=settings.mode == "protected",
-            threads=settings.worker_threads,
+            batch_size=config.batch_size,
+            idempotent=config.idempotent,
+            envelope=settings.service_envelope,
+            metrics=read_model_metrics(Path(settings.metrics_config)) if settings.metrics_config else (),
+            sandbox=plan_for(settings),
         )
-        return Supervisor(
+        if self._placement is None:
+            self._placement = Placement(settings.worker_cores, threads=settings.worker_threads)
+        supervisor = Supervisor(
             spec,
             folders,
-            max_queue=settings.max_queue,
+            config,
             request_timeout_s=settings.request_timeout_s,
-            startup_timeout_s=settings.startup_timeout_s,
+            placement=self._placement,
+            warm_spare=settings.warm_spare,
+            remote_only=settings.remote_only,
         )
+        if self.tracer is not None:
+            self.tracer.attach(supervisor)
+        try:
+            await supervisor.start()
+        except BaseException:
+            await supervisor.stop(drain_s=0.0)
+            raise
+        return supervisor
+
+    async def _remove(self, model: Model, *, drain_s: float) -> None:
+        await model.supervisor.stop(drain_s=drain_s)
+        await asyncio.to_thread(remove_folder, model.folder)
+        model.source.close()
+
+    def _open_folders(self) -> PrivateFolder:
+        parent = Path(self._settings.tmpfs)
+        if not parent.is_dir():
+            raise ConfigError(f"serve.tmpfs: {parent} is not a folder")
+        remove_stale(parent)
+        self._folders = PrivateFolder(parent)
+        return self._folders

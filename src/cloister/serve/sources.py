@@ -1,37 +1,79 @@
-"""Where models come from in open mode: a folder of archives. And what both modes know of a model to load."""
+"""What both modes know of a model to load: its names, what it says of itself, and where its files go."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol
 
-from cloister.errors import ConfigError, MalformedInput
-from cloister.serve.archive import read_manifest
+from cloister.errors import ConfigError
+from cloister.serve.manifest import Manifest
 
 # TorchServe accepts the same model names.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-SUFFIXES = (".mar", ".tar.gz", ".tgz")
+
+
+class Content(Protocol):
+    """A model's files, before they are where workers can read them."""
+
+    def place(self, folder: Path) -> Path: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """One version of a model, ready to be given to a worker."""
+    """One version of a model, known but not yet unpacked. Whoever holds it closes it."""
 
     name: str
     version: str
     url: str
     """File name, as ``GET /models`` shows it."""
-    digest: str
+    manifest: Manifest
+    """With what the registration said otherwise (name, handler) already in it."""
+    content: Content
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The archive's own YAML settings."""
+    digest: str = ""
     """Container digest in hexadecimal; empty for a plain archive."""
-    signer: str
-    archive_fd: int
-    """Open file with the archive; whoever holds this source closes it."""
+    signer: str = ""
     sequence: int = 0
     """Which of two versions is newer, before their numbers are asked; sealed models have one."""
+
+    @property
+    def handler(self) -> str:
+        """What ``load_handler`` is to load."""
+        return self.manifest.model.handler
+
+    def place(self, folder: Path) -> Path:
+        """Put the model's files where all its workers can read them, once; returns that folder.
+
+        Blocks; runs in a thread.
+
+        Args:
+            folder: new, empty, owner-only. Another one is returned where the files can stay where they are.
+        Raises:
+            MalformedInput, BadCiphertext: the files are not what they should be.
+            ConfigError: no room, or packages that the model needs are not there.
+            ModelFailed: its packages could not be installed.
+        """
+        return self.content.place(folder)
+
+    def close(self) -> None:
+        """Let go of the archive. May be called any number of times."""
+        self.content.close()
+
+
+class ModelStore(Protocol):
+    """Where a server's models come from: plain archives, or sealed containers."""
+
+    def resolve(
+        self, url: str, *, model_name: str = "", handler: str = "", runtime: str = ""
+    ) -> ModelSource: ...
+
+    def wanted(self, entries: Sequence[Wanted]) -> list[ModelSource]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +82,6 @@ class Wanted:
 
     name: str
     version: str | None
-
-
-Found = TypeVar("Found")
 
 
 def parse_wanted(entries: Iterable[str]) -> list[Wanted]:
@@ -65,26 +104,6 @@ def parse_wanted(entries: Iterable[str]) -> list[Wanted]:
 def is_model_name(name: str) -> bool:
     """Whether a model, or a version, can be called so."""
     return bool(_NAME.fullmatch(name))
-
-
-def open_archives(folder: Path, wanted: Sequence[Wanted]) -> list[ModelSource]:
-    """Sources of the wanted archives in a folder; of every model's newest version if none is named.
-
-    Raises:
-        ConfigError: no such folder, or a wanted model that is not in it.
-        MalformedInput: an archive that cannot be read.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"serve.model_store: {folder} is not a folder")
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(SUFFIXES) and path.is_file():
-            identity = _identify(path)
-            if identity in found:
-                raise ConfigError(f"{found[identity].name} and {path.name} are both {' '.join(identity)}")
-            found[identity] = path
-    picked = pick(found, wanted, where=str(folder))
-    return [_open_source(*identity, found[identity]) for identity in picked]
 
 
 def pick(
@@ -118,23 +137,3 @@ def version_order(version: str) -> list[tuple[int, int, str]]:
     """Sort key by which 1.10 comes after 1.9, and a number after a word (1.0-rc before 1.0.1)."""
     parts = re.findall(r"\d+|[^\d.]+", version)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
-
-
-def _identify(path: Path) -> tuple[str, str]:
-    with path.open("rb") as file:
-        try:
-            model = read_manifest(file).model
-        except MalformedInput as error:
-            raise MalformedInput(f"{path.name}: {error.message}") from error
-    stem = path.name
-    for suffix in SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    name, version = model.model_name or stem, model.model_version or "1.0"
-    if not is_model_name(name) or not is_model_name(version):
-        raise MalformedInput(f"{path.name}: its manifest has a name or version that no model can have")
-    return name, version
-
-
-def _open_source(name: str, version: str, path: Path) -> ModelSource:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    return ModelSource(name, version, path.name, digest="", signer="", archive_fd=descriptor)

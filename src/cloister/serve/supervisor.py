@@ -1,251 +1,453 @@
-"""Keeps a model served: its queue, its worker, and a new worker when that one dies.
+"""Keeps one version of a model served: its queue, its workers, and what becomes of requests when one dies.
 
-Requests wait in one queue for each model. Whenever the worker has room, all that fit go to it in one frame;
-how many it may hold depends on how fast it answers, so that a slow model's requests stay in the queue, where
-they can still expire or move to another worker.
+Requests wait in one queue for each model. A worker that is idle gets what there is at once; while it works
+requests gather, and it holds about one batch ahead, so that the rest can still expire, be overtaken by more
+urgent ones, or move to another worker.
+
+A worker that dies leaves its requests to another one, if the model's handler allows that they are computed
+again. One of them may be what killed it: a request that was with two dead workers is run with nothing beside
+it, and after a third it is answered 507.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import shutil
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 
-from cloister.errors import CloisterError, MalformedInput, ModelFailed, Overloaded, WorkerLost
-from cloister.serve.frames import AnswerItem, Answers, Frame, Headers, Predict, RequestItem, split_payload
-from cloister.serve.log import log
-from cloister.serve.process import WorkerProcess, WorkerSpec
+from cloister.errors import Overloaded, WorkerLost
+from cloister.serve.frames import Headers
+from cloister.serve.jobs import (
+    DEFAULT_PRIORITY,
+    NEVER,
+    Answer,
+    Job,
+    answer_parts,
+    failure,
+    whole_answer,
+)
+from cloister.serve.model_config import ModelConfig
+from cloister.serve.placement import Placement
+from cloister.serve.pool import Pool
+from cloister.serve.process import WorkerSpec
+from cloister.serve.queue import JobQueue
+from cloister.serve.scaling import Autoscaler
+from cloister.serve.seat import Seat, Worker, WorkerView
+from cloister.serve.sequences import LOST as SEQUENCE_LOST
+from cloister.serve.sequences import Sequences
 from cloister.serve.stats import ModelStats
 from cloister.serve.tmpfs import PrivateFolder
 
-WINDOW_S = 0.005
-"""A worker holds about this much work ahead."""
-MAX_WINDOW = 64
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 30.0
-STEADY_S = 5.0
-"""A worker that died after less than this is not replaced at once."""
 CHECK_S = 0.25
+SUSPECT_ATTEMPTS = 2
+"""A request that was with so many workers when they died is run alone."""
+MAX_ATTEMPTS = 3
+_DESCRIBE: Headers = [(b"describe", b"True")]
 
-Answer = tuple[AnswerItem, bytes]
 
-
-class _Job:
-    """One request on its way: waiting, or with the worker."""
-
-    __slots__ = ("answer", "body", "headers", "number", "query", "request_id", "started")
-
-    def __init__(
-        self, number: int, request_id: str, headers: Headers, query: bytes, body: bytes, started: float
-    ) -> None:
-        self.number = number
-        self.request_id = request_id
-        self.headers = headers
-        self.query = query
-        self.body = body
-        self.started = started
-        self.answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+def _nobody(_: Job, __: Answer) -> None:
+    """Takes the answer of a job whose caller has not said yet who does."""
 
 
 class Supervisor:
-    """One version of a model, served by one worker."""
+    """One version of a model, served by its workers."""
 
     def __init__(
         self,
         spec: WorkerSpec,
         folders: PrivateFolder,
+        config: ModelConfig,
         *,
-        max_queue: int,
         request_timeout_s: float,
-        startup_timeout_s: float,
+        placement: Placement | None = None,
+        warm_spare: bool = False,
+        remote_only: bool = False,
+        autoscaler: Autoscaler | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
         self.stats = ModelStats(spec.name, spec.version)
-        self._folders = folders
-        self._max_queue = max_queue
-        self._timeout_s = request_timeout_s
-        self._startup_timeout_s = startup_timeout_s
+        client_s = config.client_timeout_ms / 1000
+        self._timeout_s = min(request_timeout_s, client_s) if client_s else request_timeout_s
+        self._room = 0 if config.use_job_ticket else config.max_queue
+        self._remote_only = remote_only
+        """Workers come from elsewhere, one day: requests wait for them."""
         self._clock = clock
-        self._numbers = itertools.count(1)
-        self._waiting: deque[_Job] = deque()
-        self._sent: dict[int, _Job] = {}
-        self._worker: WorkerProcess | None = None
-        self._service_s = WINDOW_S
-        self._progress = 0.0
-        self._ready_since = 0.0
-        self._backoff_s = FIRST_BACKOFF_S
+        self._queue = JobQueue()
+        self._suspects = JobQueue()
+        self._reserved: Seat | None = None
+        """A worker that is kept free for a suspect."""
         self._flush_due = False
         self._stopping = False
         self._idle = asyncio.Event()
-        self._restarting: asyncio.Task[None] | None = None
         self._watch: asyncio.TimerHandle | None = None
+        self._autoscaler = autoscaler or Autoscaler()
+        self._pool = Pool(
+            spec,
+            config,
+            folders,
+            self.stats,
+            placement=placement or Placement(),
+            warm_spare=warm_spare,
+            on_room=self._flush,
+            on_lost=self._take_back,
+            on_hopeless=self._give_up_waiting,
+            clock=clock,
+        )
+        self._seats = self._pool.seats
+        self._sequences = Sequences(config, clock) if config.stateful else None
 
     @property
     def ready(self) -> bool:
-        """Whether a worker is there to answer."""
-        return self._worker is not None
+        """Whether a worker is there to answer, or none is wanted at the moment."""
+        return bool(self._seats) or (self._pool.wanted == 0 and not self._remote_only)
+
+    @property
+    def config(self) -> ModelConfig:
+        """As registered, with the numbers of workers that were set since."""
+        return self._pool.config
 
     @property
     def pid(self) -> int:
-        """Process number of the worker; 0 while there is none."""
-        return self._worker.pid if self._worker is not None else 0
+        """Process number of a worker; 0 while there is none."""
+        return self._seats[0].worker.pid if self._seats else 0
+
+    @property
+    def sandbox(self) -> str:
+        """What confines every worker, as evidence carries it; empty before the first one is ready."""
+        return self._pool.sandbox
+
+    @property
+    def queued(self) -> int:
+        """How many requests no worker has yet."""
+        return self._queue.count if self._sequences is None else self._sequences.waiting
+
+    def current_stats(self) -> ModelStats:
+        """``stats`` with its gauges as they are now."""
+        self._count_waiting()
+        return self.stats
+
+    def workers(self) -> list[WorkerView]:
+        """Every worker, for management."""
+        return self._pool.views()
 
     async def start(self) -> None:
-        """Start the first worker.
+        """Start the first workers.
 
         Raises:
-            ModelFailed, WorkerLost: it could not be made ready.
+            ModelFailed, WorkerLost: they could not be made ready.
         """
-        await self._start_worker()
-        self._watch = asyncio.get_running_loop().call_later(CHECK_S, self._check_times)
+        await self._pool.start()
+        self._watch = asyncio.get_running_loop().call_later(CHECK_S, self._check)
 
-    def submit(self, request_id: str, headers: Headers, query: bytes, body: bytes) -> asyncio.Future[Answer]:
-        """Queue one request; the future gets its answer, or ``WorkerLost``.
+    def submit(self, job: Job) -> None:
+        """Queue one request; its ``deliver`` gets the answer.
 
         Raises:
-            Overloaded: the queue is full, or the server is stopping.
+            Overloaded: the queue is full, no worker is to be had, or the model is being stopped.
         """
-        if self._stopping:
-            raise Overloaded(f"model {self.spec.name} is being stopped")
-        if len(self._waiting) >= self._max_queue:
-            raise Overloaded(f"model {self.spec.name} has {self._max_queue} requests waiting already")
-        job = _Job(next(self._numbers), request_id, headers, query, body, self._clock())
-        self._waiting.append(job)
-        self.stats.waiting += 1
+        now = self._clock()
+        queue = self._queue
+        if queue.count >= self._room or self._stopping or not self._seats:
+            self._check_room(now)
+        job.started = now
+        if job.deadline > now + self._timeout_s:
+            job.deadline = now + self._timeout_s
+        job.owner = self
+        if self._sequences is None:
+            queue.put(job)
+        else:
+            self._put_in_sequence(job)
         if not self._flush_due:
             # At the end of this turn of the event loop, so that all requests of the turn share one frame.
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self._flush)
-        return job.answer
 
-    async def stop(self, *, drain_s: float) -> None:
-        """Answer what is queued for at most ``drain_s``, then end the worker."""
+    async def ask(
+        self,
+        headers: Headers,
+        query: bytes,
+        body: bytes,
+        *,
+        deadline: float = NEVER,
+        priority: int = DEFAULT_PRIORITY,
+        request_id: str = "",
+        alone: bool = False,
+    ) -> Answer:
+        """The whole answer to one request, for callers that are coroutines.
+
+        Raises:
+            Overloaded: as ``submit``.
+        """
+        job = Job(request_id, headers, query, body, _nobody, deadline, priority, alone)
+        return await whole_answer(self.submit, job)
+
+    def stream(
+        self,
+        headers: Headers,
+        query: bytes,
+        body: bytes,
+        *,
+        deadline: float = NEVER,
+        priority: int = DEFAULT_PRIORITY,
+        request_id: str = "",
+        alone: bool = False,
+    ) -> AsyncIterator[Answer]:
+        """The parts of one answer as they come; raises as ``submit`` when the first is asked for."""
+        job = Job(request_id, headers, query, body, _nobody, deadline, priority, alone)
+        return answer_parts(self.submit, job)
+
+    async def describe(self) -> Answer:
+        """What the handler says of itself (TorchServe's ``customized=true``)."""
+        return await self.ask(_DESCRIBE, b"", b"", alone=True)
+
+    async def scale(self, min_workers: int, max_workers: int, *, wait: bool = True) -> None:
+        """Change how many workers there are.
+
+        Raises:
+            ModelFailed, WorkerLost: with ``wait``, one could not be made ready.
+        """
+        if self._remote_only and max_workers:
+            raise WorkerLost("no worker is started here (serve.remote_only): add a worker host instead")
+        self._pool.scale(min_workers, max_workers)
+        if wait:
+            await self._pool.settled()
+
+    def attach(self, worker: Worker) -> None:
+        """Take in a worker from elsewhere, whose model is loaded; it leaves by its ``on_end``."""
+        self._pool.attach(worker)
+
+    def detach(self, worker: Worker) -> None:
+        """Give a worker from elsewhere nothing more; it is stopped when it has answered what it has."""
+        for seat in list(self._seats):
+            if seat.worker is worker:
+                self._pool.retire(seat)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Take nothing more, and wait for the answers of what is there; whether they all came."""
         self._stopping = True
-        if self._waiting or self._sent:
+        if self._busy():
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(drain_s):
+                async with asyncio.timeout(timeout_s):
                     await self._idle.wait()
+        return not self._busy()
+
+    def resume(self) -> None:
+        """Take requests again after ``drain``."""
+        self._stopping = False
+
+    async def stop(self, *, drain_s: float) -> None:
+        """Answer what is queued for at most ``drain_s``, then end the workers."""
+        await self.drain(drain_s)
         if self._watch is not None:
             self._watch.cancel()
-        if self._restarting is not None:
-            self._restarting.cancel()
-            with contextlib.suppress(asyncio.CancelledError, CloisterError):
-                await self._restarting
-        if self._worker is not None:
-            await self._worker.stop()
-        self._fail([*self._sent.values(), *self._waiting], "the server is stopping")
+        holding = self._pool.holding()
+        lost = [job for seat in holding for job in seat.sent.values()]
+        for seat in holding:
+            seat.sent.clear()
+        self._fail([*lost, *self._take_all()], 503, "the server is stopping")
+        await self._pool.close()
 
-    async def _start_worker(self) -> None:
-        folder = self._folders.make(self.spec.name)
-        worker = WorkerProcess(
-            on_answers=self._take_answers,
-            on_end=lambda ended: self._worker_ended(ended, lambda: shutil.rmtree(folder, ignore_errors=True)),
-        )
-        await worker.start(self.spec, folder, timeout_s=self._startup_timeout_s)
-        self._worker = worker
-        self._ready_since = self._clock()
-        self.stats.workers = 1
-        log.info("worker ready", model=self.spec.name, version=self.spec.version, pid=worker.pid)
-        self._flush()
+    def give_up(self, job: Job) -> None:
+        """The caller of a job that waits here has gone."""
+        if self._sequences is not None:
+            return  # it is met when its turn comes
+        (self._suspects if job.attempts >= SUSPECT_ATTEMPTS else self._queue).drop(job)
+
+    # Between the queue and the workers.
+
+    def _check_room(self, now: float) -> None:
+        """The queue looks full, or something else is not as usual."""
+        name, limit = self.spec.name, self._pool.config.max_queue
+        if self._stopping:
+            self._refuse(f"model {name} is being stopped")
+        if not self._seats and not self._pool.config.max_workers and not self._remote_only:
+            self._refuse(
+                f'Model "{name}" has no worker to serve inference request.'
+                " Please use scale workers API to add workers."
+            )
+        if not self._seats and not self._pool.wanted and not self._remote_only:
+            self._pool.wanted = 1  # somebody asks, so one is needed now
+            self._pool.reconcile()
+        if self._pool.config.use_job_ticket:
+            free = sum(not seat.sent for seat in self._seats)
+            if self._queue.count >= free:
+                self._refuse(f"model {name} has no worker that is free")
+        if self._queue.count >= limit:
+            self._fail_expired(now)
+            if self._queue.count >= limit:
+                self._refuse(f"model {name} has {limit} requests waiting already")
+
+    def _put_in_sequence(self, job: Job) -> None:
+        assert self._sequences is not None
+        try:
+            self._sequences.put(job, workers=len(self._seats))
+        except Overloaded as error:
+            self._refuse(error.message)
+
+    def _refuse(self, reason: str) -> None:
+        self.stats.overloaded += 1
+        self.stats.count(503, 0.0)
+        raise Overloaded(reason)
 
     def _flush(self) -> None:
+        """Hand over what the workers have room for."""
         self._flush_due = False
-        worker, room = self._worker, self._window() - len(self._sent)
-        if worker is None or room <= 0 or not self._waiting:
-            return
-        items: list[RequestItem] = []
-        bodies: list[bytes] = []
-        if not self._sent:
-            self._progress = self._clock()
-        while self._waiting and len(items) < room:
-            job = self._waiting.popleft()
-            if job.answer.done():  # its caller has gone
-                self.stats.waiting -= 1
-                continue
-            self._sent[job.number] = job
-            items.append(RequestItem(job.number, job.request_id, job.headers, job.query, len(job.body)))
-            bodies.append(job.body)
-        if items:
-            worker.send(Predict(items), bodies)
-
-    def _window(self) -> int:
-        return max(2, min(MAX_WINDOW, int(WINDOW_S / self._service_s)))
-
-    def _take_answers(self, frame: Frame[Answers]) -> None:
-        answers, payload = frame
-        items = answers.items
-        jobs = self._sent
-        for item, body in zip(items, split_payload((i.body_bytes for i in items), payload), strict=True):
-            job = jobs.pop(item.number, None)
-            if job is None:
-                raise MalformedInput("an answer to no request")
-            self.stats.waiting -= 1
-            if not job.answer.done():
-                job.answer.set_result((item, bytes(body)))
-        now = self._clock()
-        if items:
-            self._service_s = 0.8 * self._service_s + 0.2 * max(1e-6, (now - self._progress) / len(items))
-            self._progress = now
-        self._flush()
-        if not jobs and not self._waiting:
+        queue, seats = self._queue, self._seats
+        if self._reserved is not None or self._suspects.count:
+            seats = self._quarantine(seats)
+        if self._sequences is not None:
+            expired = self._sequences.hand_out(seats, self._clock())
+            if expired:
+                self._expire(expired)
+        elif queue.count and seats:
+            now = self._clock()
+            if len(seats) == 1:
+                room = seats[0].room
+                if room > 0:
+                    self._give(seats[0], room, now)
+            else:
+                self._spread(seats, now)
+        self._count_waiting()
+        if self._stopping and not self._busy():
             self._idle.set()
 
-    def _worker_ended(self, worker: WorkerProcess, clean_up: Callable[[], None]) -> None:
-        clean_up()
-        if worker is not self._worker:
-            return  # it never became ready; whoever started it knows
-        self._worker = None
-        self.stats.workers = 0
-        lost = list(self._sent.values())
-        self._sent.clear()
-        self._fail(lost, "the worker that had the request ended")
-        if self._stopping:
-            self._idle.set()
-            return
-        log.warning("worker lost", model=self.spec.name, version=self.spec.version, reason=worker.reason)
-        self._restarting = asyncio.get_running_loop().create_task(self._restart())
-
-    async def _restart(self) -> None:
-        if self._clock() - self._ready_since > STEADY_S:
-            self._backoff_s = FIRST_BACKOFF_S
-        else:
-            await self._back_off()
-        while True:
-            self.stats.restarts += 1
-            try:
-                await self._start_worker()
+    def _spread(self, seats: list[Seat], now: float) -> None:
+        """Share out to several workers: the idle ones first, evenly."""
+        queue = self._queue
+        idle = [seat for seat in seats if not seat.sent]
+        for place, seat in enumerate(idle):
+            if not queue.count:
                 return
-            except (ModelFailed, WorkerLost) as error:
-                log.error("worker restart failed", model=self.spec.name, reason=type(error).__name__)
-                self._fail(list(self._waiting), "no worker could be started")
-                self._waiting.clear()
-            await self._back_off()
+            share = -(-queue.count // (len(idle) - place))
+            self._give(seat, min(share, seat.room), now)
+        busy = sorted((len(seat.sent), seat.id, seat) for seat in seats)
+        for place, (_, _, seat) in enumerate(busy):
+            if not queue.count:
+                return
+            share = -(-queue.count // (len(busy) - place))
+            room = min(share, seat.room)
+            if room > 0:
+                self._give(seat, room, now)
 
-    async def _back_off(self) -> None:
-        await asyncio.sleep(self._backoff_s)
-        self._backoff_s = min(MAX_BACKOFF_S, self._backoff_s * 2)
+    def _give(self, seat: Seat, most: int, now: float) -> None:
+        jobs, expired = self._queue.take_some(most, now)
+        if jobs:
+            seat.give(jobs, now)
+        if expired:
+            self._expire(expired)
 
-    def _check_times(self) -> None:
-        """Once in a while: requests that waited too long, and a worker that makes no progress."""
+    def _count_waiting(self) -> None:
+        waiting = self._queue.count if self._sequences is None else self._sequences.waiting
+        self.stats.waiting = waiting + sum([len(seat.sent) for seat in self._seats])
+
+    def _quarantine(self, seats: list[Seat]) -> list[Seat]:
+        """Keep one worker for suspects, one at a time; returns the workers that are left for the others."""
+        seat = self._reserved
+        if seat is not None and (seat not in seats or (not seat.sent and not self._suspects.count)):
+            seat = self._reserved = None
+        if seat is None and self._suspects.count and seats:
+            seat = self._reserved = min(seats, key=lambda item: len(item.sent))
+        if seat is None:
+            return seats
+        if not seat.sent:
+            now = self._clock()
+            jobs, expired = self._suspects.take_some(1, now)
+            if jobs:
+                seat.give(jobs, now, alone=True)
+            self._expire(expired)
+        return [item for item in seats if item is not seat]
+
+    def _take_back(self, seat: Seat) -> None:
+        """A worker has ended: its requests go to another, or are answered."""
+        for job in seat.sent.values():
+            if job.cancelled and job.after is not None:
+                job.after(job)
+        jobs = [job for job in seat.sent.values() if not job.cancelled]
+        seat.sent.clear()
         now = self._clock()
-        expired: list[_Job] = []
-        while self._waiting and now - self._waiting[0].started > self._timeout_s:
-            expired.append(self._waiting.popleft())
-        self._fail(expired, f"no worker was free within {self._timeout_s:g} s")
-        if self._sent and self._worker is not None and now - self._progress > self._timeout_s:
-            self._worker.kill(f"it did not answer within {self._timeout_s:g} s")
-        self._watch = asyncio.get_running_loop().call_later(CHECK_S, self._check_times)
-
-    def _fail(self, jobs: list[_Job], reason: str) -> None:
+        again: list[Job] = []
+        suspects: list[Job] = []
         for job in jobs:
-            self.stats.waiting -= 1
-            if not job.answer.done():
-                job.answer.set_exception(WorkerLost(reason))
-        if not self._sent and not self._waiting:
+            job.attempts += 1
+            if job.after is not None:
+                self._finish(job, failure(507, SEQUENCE_LOST))
+            elif not self._pool.config.idempotent or job.parts or job.attempts >= MAX_ATTEMPTS:
+                self._finish(job, failure(507, "Worker died."))
+            elif job.deadline <= now:
+                self._finish(job, failure(507, "Worker died, and the request's time is out."))
+            else:
+                job.owner = self
+                (suspects if job.attempts >= SUSPECT_ATTEMPTS else again).append(job)
+        if self._sequences is not None:
+            self._fail(self._sequences.lose(seat), 507, SEQUENCE_LOST)
+        self.stats.retried += len(again) + len(suspects)
+        self._queue.put_back(again)
+        self._suspects.put_back(suspects)
+        self._flush()
+
+    def _give_up_waiting(self, reason: str) -> None:
+        """No worker is there, and none could be started."""
+        self._fail(self._take_all(), 503, reason)
+
+    def _take_all(self) -> list[Job]:
+        waiting = [] if self._sequences is None else self._sequences.take_all()
+        return [*self._queue.take_all(), *self._suspects.take_all(), *waiting]
+
+    # Once in a while.
+
+    def _check(self) -> None:
+        now = self._clock()
+        self._fail_expired(now)
+        limit_s = self._pool.config.response_timeout_s
+        for seat in list(self._seats):
+            if limit_s and seat.sent and now - seat.progress > limit_s:
+                seat.worker.kill(f"it did not answer within {limit_s:g} s")
+        self._scale_by_load(now)
+        self._watch = asyncio.get_running_loop().call_later(CHECK_S, self._check)
+
+    def _scale_by_load(self, now: float) -> None:
+        pool = self._pool
+        wanted = self._autoscaler.wanted(
+            now,
+            workers=pool.wanted,
+            busy=sum(bool(seat.sent) for seat in self._seats if not seat.remote),
+            waiting=self._queue.count if self._sequences is None else self._sequences.waiting,
+            low=pool.config.min_workers,
+            high=pool.config.max_workers,
+        )
+        if wanted > pool.wanted and not pool.has_memory():
+            return
+        if wanted != pool.wanted and not self._stopping:
+            pool.wanted = wanted
+            pool.reconcile()
+
+    def _fail_expired(self, now: float) -> None:
+        self._expire([*self._queue.take_expired(now), *self._suspects.take_expired(now)])
+        if self._sequences is not None:
+            self._expire(self._sequences.take_expired(now))
+
+    def _expire(self, jobs: list[Job]) -> None:
+        self.stats.expired += len(jobs)
+        self._fail(jobs, 503, "no worker was free in the request's time")
+
+    def _fail(self, jobs: Iterable[Job], status: int, reason: str) -> None:
+        for job in jobs:
+            self._finish(job, failure(status, reason))
+        if not self._busy():
             self._idle.set()
+
+    def _finish(self, job: Job, answer: Answer) -> None:
+        """The server's own answer instead of a worker's."""
+        job.owner = None
+        if job.after is not None:
+            job.after(job)
+        if not job.cancelled:
+            self.stats.count(answer.status, self._clock() - job.started)
+            job.deliver(job, answer)
+
+    def _busy(self) -> bool:
+        waiting = self._queue.count or self._suspects.count or (self._sequences and self._sequences.waiting)
+        return bool(waiting or self._pool.holding())

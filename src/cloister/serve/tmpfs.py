@@ -7,6 +7,7 @@ cannot be fooled by a number that was given out again.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -71,7 +72,7 @@ class PrivateFolder:
         """Remove the folder with all that is in it. May be called twice."""
         if self._lock < 0:
             return
-        shutil.rmtree(self.path, ignore_errors=True)
+        remove_folder(self.path)
         os.close(self._lock)
         self._lock = -1
 
@@ -80,6 +81,14 @@ class PrivateFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with all that is in it, read-only folders too; what cannot be removed is left."""
+    for folder, _, _ in os.walk(path):
+        with contextlib.suppress(OSError):
+            Path(folder).chmod(0o700)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_stale(parent: Path) -> int:
@@ -97,7 +106,7 @@ def remove_stale(parent: Path) -> int:
         except OSError:
             continue  # its process is alive
         else:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(path)
             removed += 1
         finally:
             os.close(folder)

@@ -6,37 +6,24 @@ Started by the frontend only, with an environment that the frontend chose. It ne
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from cloister.crypto.locked import forbid_dumps
 from cloister.errors import CloisterError, MalformedInput, WorkerLost
-from cloister.serve.archive import unpack_archive
-from cloister.serve.frames import (
-    AnswerItem,
-    Answers,
-    Fault,
-    Frame,
-    FrameSocket,
-    Load,
-    Loaded,
-    LoadFailed,
-    Predict,
-    Stop,
-    ToWorker,
-    split_payload,
-)
-from cloister.serve.handler import Handler, Outcome, describe_failure, load_handler
+from cloister.serve.frames import Confined, Fault, FrameSocket, Load, Loaded, LoadFailed, ToWorker
+from cloister.serve.handler import Handler, describe_failure
 from cloister.serve.hardening import die_with_parent
-
-FLUSH_S = 0.002
-"""Answers wait at most this long for others of the same frame."""
+from cloister.serve.loading import load_handler
+from cloister.serve.process import OUT_OF_MEMORY_EXIT
+from cloister.serve.sandbox.confine import confine
+from cloister.serve.session import Session
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _serve(frames)
     except (WorkerLost, MalformedInput):
         return 1
+    except MemoryError:
+        return OUT_OF_MEMORY_EXIT
     finally:
         connection.close()
 
@@ -63,35 +52,42 @@ def _serve(frames: FrameSocket[ToWorker]) -> int:
     first = frames.read()
     if first is None or not isinstance(first[0], Load):
         return 1
-    handler = _load(frames, first[0])
+    load = first[0]
+    handler = _load(frames, load)
     if handler is None:
         return 1
+    # What loading made stays: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     frames.write(Loaded())
-    while (frame := frames.read()) is not None:
-        message, _ = frame
-        if isinstance(message, Stop):
-            return 0
-        _answer(frames, handler, frame)
-    return 0
+    return Session(frames, handler, batch_size=load.batch_size, idempotent=load.idempotent).run()
 
 
 def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | None:
     """The handler, or None after telling the frontend why there is none."""
-    folder = Path(load.folder)
     try:
-        # Opened anew: an inherited descriptor shares its file position with the frontend and other workers.
-        with Path(f"/proc/self/fd/{load.archive_fd}").open("rb") as archive:
-            os.close(load.archive_fd)
-            manifest = unpack_archive(archive, folder)
-        os.chdir(folder)
+        if load.cores:
+            os.sched_setaffinity(0, load.cores)
+        state = confine(
+            load.sandbox,
+            model=Path(load.model_dir),
+            scratch=Path(load.scratch),
+            keep=[frames.fileno()],
+            gpu=load.gpu_id is not None,
+        )
+        frames.write(Confined(state))
+        os.chdir(load.model_dir)
         if not load.protected:
             logging.basicConfig(level=logging.INFO, format=f"{load.name} %(levelname)s %(message)s")
         return load_handler(
-            folder,
-            manifest,
+            Path(load.model_dir),
+            load.handler,
             name=load.name,
+            version=load.version,
             batch_size=load.batch_size,
             gpu_id=load.gpu_id,
+            envelope=load.envelope,
+            metrics=load.metrics,
             show_text=not load.protected,
         )
     except CloisterError as error:
@@ -100,30 +96,6 @@ def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | None:
         reason = "the handler could not be loaded"
         frames.write(LoadFailed(describe_failure(reason, error, show_text=not load.protected)))
     return None
-
-
-def _answer(frames: FrameSocket[ToWorker], handler: Handler, frame: Frame[ToWorker]) -> None:
-    """Answer the requests of one frame, one by one, in as few frames as the delay limit allows."""
-    message, payload = frame
-    if not isinstance(message, Predict):
-        raise MalformedInput(f"expected a predict message, found {type(message).__name__}")
-    done: list[AnswerItem] = []
-    bodies: list[bytes] = []
-    flushed = time.monotonic()
-    for item, body in zip(
-        message.items, split_payload((i.body_bytes for i in message.items), payload), strict=True
-    ):
-        outcome: Outcome = handler.answer((item,), (body,))[0]
-        done.append(
-            AnswerItem(item.number, outcome.status, outcome.headers, len(outcome.body), outcome.fault)
-        )
-        bodies.append(outcome.body)
-        now = time.monotonic()
-        if now - flushed > FLUSH_S:
-            frames.write(Answers(done), bodies)
-            done, bodies, flushed = [], [], now
-    if done:
-        frames.write(Answers(done), bodies)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,12 @@ def test_api_keys(policy: Path, tmp_path: Path) -> None:
         control.admit("predict", "m", "", "tls", bearer(key))
 
 
-def test_anonymous_and_wrong_credentials(policy: Path) -> None:
+def test_anonymous_and_wrong_credentials(policy: Path, tmp_path: Path) -> None:
     """No credential is anonymous, which the policy refuses; a wrong one is never anonymous."""
     policy.write_text(POLICY + 'permit (principal, action, resource) when { resource.name == "public" };')
-    control = AccessControl(WatchedPolicy(policy))
+    keys = tmp_path / "keys.jsonl"
+    make_api_key(keys, "ci", now=NOW)
+    control = AccessControl(WatchedPolicy(policy), api_keys=keys)
     assert control.admit("predict", "public", "", "sealed", []).caller.kind == "anonymous"
     with pytest.raises(Forbidden) as refused:
         control.admit("predict", "m", "", "sealed", [])
@@ -68,6 +70,10 @@ def test_anonymous_and_wrong_credentials(policy: Path) -> None:
     for headers in [*wrong, [(b"x-api-key", b"")]]:
         with pytest.raises(Unauthenticated):
             control.admit("predict", "public", "", "sealed", headers)
+    nothing_to_check = AccessControl(WatchedPolicy(policy))
+    for headers in wrong:
+        admitted = nothing_to_check.admit("predict", "public", "", "sealed", headers)
+        assert admitted.caller.kind == "anonymous"
 
 
 def test_jwt(policy: Path, issuer: LocalIssuer) -> None:

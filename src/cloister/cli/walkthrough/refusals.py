@@ -1,4 +1,4 @@
-"""Three things that must not work: a changed container, a changed server, a caller who expects another."""
+"""What must not work: a changed container or server, a caller who expects another, an unsealed request."""
 
 from __future__ import annotations
 
@@ -53,6 +53,16 @@ def refuse_other_reference(narrator: Narrator) -> None:
     if not before or _predictions(stage.url) != before:
         raise DemoFailed("the caller refused the server, and yet a request arrived")
     narrator.done(f"and nothing was sent: the server has still seen {before:.0f} predictions")
+
+
+def refuse_unsealed(narrator: Narrator) -> None:
+    """A request that is not sealed: the server's own policy refuses it, although the connection is TLS."""
+    stage = narrator.stage
+    answer = httpx.post(stage.url + "/predictions/digits", content=b"", verify=False, timeout=10)  # noqa: S501
+    if answer.status_code != httpx.codes.FORBIDDEN:
+        raise DemoFailed(f"an unsealed request was answered with HTTP status {answer.status_code}")
+    narrator.say("  [bold]a request that is not sealed[/bold] (requests.cedar permits sealed ones only)")
+    narrator.say(f"    [red]{escape(answer.json()['message'])}[/red]")
 
 
 def read_metrics(url: str) -> str:

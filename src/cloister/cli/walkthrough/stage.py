@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from cloister.attest.measure import installed_package, measure_package
 from cloister.cli.simulate import reference_values
 from cloister.cli.walkthrough.processes import free_ports
 from cloister.errors import ConfigError
+from cloister.serve.sandbox.probe import probe
 from cloister.settings import load_settings, settings_digest
 
 SENTINEL = ".cloister-demo"
@@ -32,6 +34,23 @@ permit (
 
 @id("never-debug")
 forbid (principal, action, resource) when { context.debug };
+"""
+
+ACCESS_POLICY = """\
+// Who may call which model. Cedar: nothing is permitted that no policy permits; forbid wins.
+// Try it: cloister access test requests.cedar --model digits --way tls
+
+@id("anybody-may-ask-digits-sealed")
+permit (
+  principal,
+  action == Action::"predict",
+  resource == Model::"digits"
+) when {
+  context.way == "sealed"   // inside OHTTP, by a caller who has verified this server
+};
+
+@id("anybody-may-watch")
+permit (principal, action == Action::"metrics", resource);
 """
 
 
@@ -97,6 +116,7 @@ class Stage:
             f'simulated_root = "{self.path("platform") / "root.pem"}"\n'
         )
         self.path("release.cedar").write_text(BROKER_POLICY)
+        self.path("requests.cedar").write_text(ACCESS_POLICY)
         digests = [
             self.config_digest(name)
             for name in ("server.toml", "server-flipped.toml", "server-changed-code.toml")
@@ -121,8 +141,17 @@ class Stage:
             f"https_port = {port}\n"
             f'broker = "{self.broker_url}"\n'
             f'broker_ca = "{self.path("keys") / "tls.pem"}"\n'
-            f'trusted_signers = "{self.path("signers.txt")}"\n\n'
+            f'trusted_signers = "{self.path("signers.txt")}"\n'
+            f'access_policy = "{self.path("requests.cedar")}"\n'
+            f"{_sandbox_setting()}\n"
             "[attest]\n"
             'attester = "simulated-tdx"\n'
             f'simulated_platform = "{self.path("platform")}"\n'
         )
+
+
+@functools.cache
+def _sandbox_setting() -> str:
+    """A line for a machine that cannot confine a worker, where a protected server has to be told so."""
+    missing = probe().missing()
+    return 'sandbox = "best-effort"\n' if missing else ""

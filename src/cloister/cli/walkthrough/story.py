@@ -141,11 +141,15 @@ def ask(narrator: Narrator, model: TrainedModel, markers: Markers) -> None:
 
 
 def refuse(narrator: Narrator) -> None:
-    """Step 6: three things that must not work."""
-    narrator.title("What is refused", "Each of these ends with exit code 3 and one line that says why.")
+    """Step 6: what must not work."""
+    narrator.title(
+        "What is refused",
+        "Each of the first three ends with exit code 3 and one line that says why; the last is answered 403.",
+    )
     refusals.refuse_flipped_container(narrator)
     refusals.refuse_changed_code(narrator)
     refusals.refuse_other_reference(narrator)
+    refusals.refuse_unsealed(narrator)
 
 
 def prove(narrator: Narrator, markers: Markers) -> None:

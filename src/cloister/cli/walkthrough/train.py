@@ -11,7 +11,7 @@ from typing import Any
 
 from cloister.cli.walkthrough.canary import Markers
 from cloister.errors import MissingDependencyError
-from cloister.serve.archive import pack_archive
+from cloister.serve.pack import pack_archive
 
 EPOCHS = 12
 BATCH = 64
@@ -73,6 +73,7 @@ def train_digits(folder: Path, markers: Markers, progress: Callable[[int, int], 
         handler=handler,
         serialized_file=weights,
         model_file=model_file,
+        archive_format="zip-store",  # sealed as it is: the demo looks for it in the ciphertext
     )
 
     images: list[Path] = []

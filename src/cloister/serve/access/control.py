@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cloister.errors import BadSignature, CloisterError, ConfigError, TransportError
-from cloister.policy.requests import ANONYMOUS, Action, Caller, WatchedPolicy
+from cloister.policy.requests import ANONYMOUS, Action, Caller, FixedPolicy, WatchedPolicy
 from cloister.serve.access.api_keys import PREFIX, ApiKey, find_record, read_api_keys
 from cloister.serve.access.audit import DecisionLog
 from cloister.serve.access.limits import CallerLimits
@@ -25,6 +25,7 @@ from cloister.serve.refusals import Refusal
 
 REFRESH_S = 2.0
 """How often files are looked at, and issuers asked where that is due."""
+CREDENTIALS = (b"authorization", b"x-api-key")
 _BEARER = b"bearer "
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -35,6 +36,10 @@ class Unauthenticated(Refusal):
 
     status = 401
     kind = "UnauthorizedException"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"www-authenticate", b"Bearer")]
 
 
 class Forbidden(Refusal):
@@ -54,6 +59,10 @@ class TooManyRequests(Refusal):
         super().__init__(f"too many requests: ask again after {retry_after_s} s")
         self.retry_after_s = retry_after_s
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"retry-after", b"%d" % self.retry_after_s)]
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
@@ -69,7 +78,7 @@ class AccessControl:
 
     def __init__(
         self,
-        policy: WatchedPolicy,
+        policy: WatchedPolicy | FixedPolicy,
         *,
         api_keys: Path | None = None,
         issuers: Iterable[Issuer] = (),
@@ -104,18 +113,35 @@ class AccessControl:
         """Whether each request has to be counted, so that an admission holds for one request only."""
         return self._limits.is_on
 
-    def admit(self, action: Action, model: str, version: str, way: str, headers: Headers) -> Admission:
+    @property
+    def takes_credentials(self) -> bool:
+        """Whether there is anything to hold a credential against; without that callers are anonymous."""
+        return self._api_keys_path is not None or bool(self._issuers)
+
+    def admit(
+        self,
+        action: Action,
+        model: str,
+        version: str,
+        way: str,
+        headers: Headers,
+        *,
+        caller: Caller | None = None,
+    ) -> Admission:
         """Let a request pass.
 
         Args:
             version: that would answer; empty where none is meant.
             way: ``sealed``, ``tls`` or ``open``.
+            caller: who asks, where that is known already; ``headers`` are not looked at then.
         Raises:
             Unauthenticated: its credential does not hold.
             Forbidden: no policy permits it, or one forbids it.
             TooManyRequests: over the caller's limits.
         """
-        caller, until_s = self.identify(headers)
+        until_s = float("inf")
+        if caller is None:
+            caller, until_s = self.identify(headers)
         decision = self._policy.policy.decide(caller, action, model, version, way)
         if self._log is not None:
             self._log.record(caller, action, model, version, decision)
@@ -133,8 +159,8 @@ class AccessControl:
         Raises:
             Unauthenticated: more than one credential, or one that does not hold.
         """
-        found = [_credential(name, value) for name, value in headers if name in _CREDENTIALS]
-        if not found:
+        found = [_credential(name, value) for name, value in headers if name in CREDENTIALS]
+        if not found or not self.takes_credentials:
             return ANONYMOUS, float("inf")
         if len(found) > 1 or not found[0]:
             raise Unauthenticated("expected one credential: Authorization: Bearer, or x-api-key")
@@ -186,9 +212,6 @@ class AccessControl:
             self._api_keys = read_api_keys(self._api_keys_path)
             self._api_keys_seen = stamp
             self._changes += 1
-
-
-_CREDENTIALS = (b"authorization", b"x-api-key")
 
 
 def _credential(name: bytes, value: bytes) -> bytes:

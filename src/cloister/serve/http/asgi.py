@@ -1,19 +1,27 @@
-"""ASGI in, ``Api`` out: reads a body under its limit, and sends the response with its length.
+"""ASGI in, ``Api`` out: reads a body under its limit, sends the response with its length or in chunks.
 
-Bare ASGI, without a framework: on this machine one costs four times the request itself.
+What is not hot comes here (``protocol``). Bare ASGI, without a framework: on this machine one costs four
+times the request itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
+from typing import Any, TypeVar
 
 from cloister.errors import CloisterError, MalformedInput, RequestTooLarge, TransportError
+from cloister.serve.http import paths
+from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.errors import render_failure
+from cloister.serve.http.gateway import GatewayEndpoint, is_streamed, refuse_in_the_clear
 from cloister.serve.http.messages import Request, Response, error_response
+from cloister.serve.http.predictions import next_request_id
+from cloister.serve.http.render import NO_CACHE
+from cloister.serve.http.streamed import Upload
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -24,26 +32,31 @@ DISCARD_BYTES = 16 << 20
 DISCARD_S = 2.0
 """How much and how long a refused body is still read, so that its sender gets to see the refusal."""
 _CLOSE = (b"connection", b"close")
+_Result = TypeVar("_Result")
 
 
 class AsgiApp:
     """The application behind one listening socket."""
 
     def __init__(self, api: Api, way: Way, *, body_timeout_s: float) -> None:
-        self._api = api
-        self._way = way
-        self._body_timeout_s = body_timeout_s
+        self.api = api
+        self.way = way
+        self.body_timeout_s = body_timeout_s
+        self.access_log: AccessLog | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path = scope["path"]
-        refusal = self._api.refuse_early(self._way, path)
+        refusal = self.api.refuse_early(self.way, path)
         if refusal is not None:
             await _refuse(refusal, receive, send)
             return
+        if path == paths.GATEWAY and self.api.gateway is not None and _is_streamed(scope):
+            await self._answer_streamed(self.api.gateway, scope, receive, send)
+            return
         try:
-            content = await self._read_body(scope, receive, self._api.body_limit(path))
+            content = await self._read_body(scope, receive, self.api.body_limit(path))
         except TimeoutError:
             await _refuse(error_response(408, "RequestTimeoutException", "body too slow"), receive, send)
             return
@@ -53,30 +66,88 @@ class AsgiApp:
             await _refuse(render_failure(error), receive, send)
             return
         request = Request(scope["method"], path, scope["query_string"], scope["headers"], content)
-        response = await self._api.handle(request, self._way)
-        await _send(response, send)
+        started = time.monotonic()
+        response = await _unless_gone(self.api.handle(request, self.way), receive)
+        if response is None:
+            return
+        await self._finish(response, receive, send, started)
+
+    async def _finish(self, response: Response, receive: Receive, send: Send, started: float) -> None:
+        size = await _send(response, receive, send)
+        if self.access_log is not None:
+            self.access_log.note(
+                response.header(b"x-request-id").decode(), "", response.status, size, started
+            )
+
+    async def _answer_streamed(
+        self, gateway: GatewayEndpoint, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """A chunked sealed request: opened as it comes, its answer sealed as it comes."""
+        upload = gateway.open_stream()
+        try:
+            _check_length(scope, self.api.body_limit(paths.GATEWAY))
+            with upload:
+                async with asyncio.timeout(self.body_timeout_s):
+                    early = await _read_upload(upload, receive, self.api.body_limit(paths.GATEWAY))
+                    inner = upload.finish() if early is None else early
+        except TimeoutError:
+            await _refuse(error_response(408, "RequestTimeoutException", "body too slow"), receive, send)
+            return
+        except TransportError:
+            return  # the caller has gone
+        except CloisterError as error:
+            await _refuse(refuse_in_the_clear(error), receive, send)
+            return
+        if early is not None:
+            await _refuse(upload.seal(early), receive, send)
+            return
+        started = time.monotonic()
+        response = await _unless_gone(gateway.ask(inner), receive)
+        if response is not None:
+            await self._finish(upload.seal(response), receive, send, started)
 
     async def _read_body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
         """The whole body, refused by its declared length before, or by its real one while it is read."""
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                if not value.isdigit():
-                    raise MalformedInput("content-length is not a number")
-                if int(value) > limit:
-                    raise RequestTooLarge(f"request body is over {limit} bytes")
-        event = await receive()
-        if event["type"] == "http.request" and not event.get("more_body"):
-            body: bytes = event.get("body", b"")
-            if len(body) > limit:
+        _check_length(scope, limit)
+        async with asyncio.timeout(self.body_timeout_s):
+            return await _read_pieces(receive, limit)
+
+
+def _is_streamed(scope: Scope) -> bool:
+    return scope["method"] == "POST" and any(
+        name == b"content-type" and is_streamed(value) for name, value in scope["headers"]
+    )
+
+
+def _check_length(scope: Scope, limit: int) -> None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise MalformedInput("content-length is not a number")
+            if int(value) > limit:
                 raise RequestTooLarge(f"request body is over {limit} bytes")
-            return body
-        async with asyncio.timeout(self._body_timeout_s):
-            return await _read_rest(event, receive, limit)
 
 
-async def _read_rest(event: Event, receive: Receive, limit: int) -> bytes:
+async def _read_upload(upload: Upload, receive: Receive, limit: int) -> Response | None:
+    """Feed the whole body; an answer, to be sealed, if one is due before its end."""
+    size = 0
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise TransportError("the caller has gone")
+        data = event.get("body", b"")
+        size += len(data)
+        if size > limit:
+            raise RequestTooLarge(f"request body is over {limit} bytes")
+        early = upload.receive(data)
+        if early is not None or not event.get("more_body"):
+            return early
+
+
+async def _read_pieces(receive: Receive, limit: int) -> bytes:
     content = bytearray()
     while True:
+        event = await receive()
         if event["type"] == "http.disconnect":
             raise TransportError("the caller has gone")
         content += event.get("body", b"")
@@ -84,14 +155,58 @@ async def _read_rest(event: Event, receive: Receive, limit: int) -> bytes:
             raise RequestTooLarge(f"request body is over {limit} bytes")
         if not event.get("more_body"):
             return bytes(content)
-        event = await receive()
 
 
-async def _send(response: Response, send: Send) -> None:
-    length = (b"content-length", str(len(response.content)).encode())
-    headers = [*response.headers, length]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content})
+async def _unless_gone(answering: Coroutine[Any, Any, _Result], receive: Receive) -> _Result | None:
+    """What ``answering`` gives; None, and an end to it, if the caller leaves first."""
+    task = asyncio.create_task(answering)
+    leaving = asyncio.create_task(_wait_gone(receive))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        for waiting in (task, leaving):
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await waiting
+
+
+async def _wait_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(response: Response, receive: Receive, send: Send) -> int:
+    """Send a response with the headers that TorchServe sends with every one; how long its content was."""
+    own = {name for name, _ in response.headers}
+    if b"x-request-id" not in own:
+        response.headers = [*response.headers, (b"x-request-id", next_request_id().encode())]
+    content = response.content
+    if isinstance(content, bytes):
+        await send(_start(response, (b"content-length", b"%d" % len(content))))
+        await send({"type": "http.response.body", "body": content})
+        return len(content)
+    await send(_start(response))
+    return await _unless_gone(_send_parts(content, send), receive) or 0
+
+
+async def _send_parts(parts: AsyncIterator[bytes], send: Send) -> int:
+    """The parts as they come. What breaks off leaves the response without its end, and uvicorn closes."""
+    size = 0
+    with contextlib.suppress(CloisterError):
+        async for part in parts:
+            if part:
+                size += len(part)
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    return size
+
+
+def _start(response: Response, *more: tuple[bytes, bytes]) -> Event:
+    own = {name for name, _ in response.headers}
+    headers = [*response.headers, *more, *(pair for pair in NO_CACHE if pair[0] not in own)]
+    return {"type": "http.response.start", "status": response.status, "headers": headers}
 
 
 async def _refuse(response: Response, receive: Receive, send: Send) -> None:
@@ -100,10 +215,9 @@ async def _refuse(response: Response, receive: Receive, send: Send) -> None:
     A socket that is closed with unread bytes resets the connection, and the sender loses the answer. So the
     answer goes out whole, a limited part of the body is read and dropped, and only then the end follows.
     """
-    length = (b"content-length", str(len(response.content)).encode())
-    headers = [*response.headers, _CLOSE, length]
-    await send({"type": "http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content, "more_body": True})
+    content = await response.whole()
+    await send(_start(response, _CLOSE, (b"content-length", b"%d" % len(content))))
+    await send({"type": "http.response.body", "body": content, "more_body": True})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(DISCARD_S):
             discarded = 0

@@ -1,22 +1,26 @@
 """Which HTTP status each error has, in TorchServe's words where it has any.
 
-Source: pytorch/serve 0.12, frontend, exceptions of org.pytorch.serve.http and their statuses.
+Source: pytorch/serve 0.12, HttpRequestHandler.java: exceptions of org.pytorch.serve.http and their statuses.
 """
 
 from __future__ import annotations
 
 from cloister.errors import (
     CloisterError,
+    ConfigError,
     KeyUnavailable,
     MalformedInput,
     ModelFailed,
     ModelNotFound,
     Overloaded,
+    PolicyDenied,
     RequestTooLarge,
     TransportError,
+    VerificationError,
     WorkerLost,
 )
 from cloister.serve.http.messages import Response, error_response
+from cloister.serve.refusals import Refusal
 
 STATUSES: dict[type[CloisterError], tuple[int, str]] = {
     MalformedInput: (400, "BadRequestException"),
@@ -27,12 +31,19 @@ STATUSES: dict[type[CloisterError], tuple[int, str]] = {
     Overloaded: (503, "ServiceUnavailableException"),
     KeyUnavailable: (503, "ServiceUnavailableException"),
     TransportError: (503, "ServiceUnavailableException"),
+    ConfigError: (400, "BadRequestException"),
+    VerificationError: (403, "VerificationError"),
+    PolicyDenied: (403, "PolicyDenied"),
 }
 RETRY_LATER = (b"retry-after", b"1")
 
 
 def render_failure(error: CloisterError) -> Response:
     """The response for an error that a request met."""
+    if isinstance(error, Refusal):
+        response = error_response(error.status, error.kind, error.message)
+        response.headers += error.headers
+        return response
     for kind in type(error).__mro__:
         if kind in STATUSES:
             status, name = STATUSES[kind]
@@ -61,3 +72,8 @@ def plain_http_refused() -> Response:
     """Protected mode, plain HTTP: nothing that carries content is answered."""
     message = "this server is protected: use https, or seal the request with OHTTP"
     return error_response(403, "PlainHttpRefused", message)
+
+
+def not_implemented(what: str) -> Response:
+    """A part of TorchServe that is not here."""
+    return error_response(501, "NotImplementedException", f"{what} are not supported")

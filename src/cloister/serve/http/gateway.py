@@ -7,17 +7,30 @@ of the request. What goes wrong afterwards is sealed like any other answer (RFC 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Protocol
 from urllib.parse import unquote
 
 import msgspec
 
-from cloister.errors import BadCiphertext, MalformedInput, Overloaded, Replayed, UnknownKeyConfig
+from cloister.errors import (
+    BadCiphertext,
+    CloisterError,
+    MalformedInput,
+    Replayed,
+    UnknownKeyConfig,
+)
 from cloister.ohttp import bhttp
 from cloister.ohttp.gateway import Gateway
+from cloister.ohttp.padding import pad
 from cloister.ohttp.replay import DATE_PROBLEM, check_date, render_date
+from cloister.serve.frames import Headers
 from cloister.serve.http.errors import method_not_allowed, render_failure
 from cloister.serve.http.messages import Request, Response
+from cloister.serve.http.streamed import REQUEST_TYPE as STREAM_TYPE
+from cloister.serve.http.streamed import Upload, Uploads
 
 KEYS_TYPE = b"application/ohttp-keys"
 REQUEST_TYPE = b"message/ohttp-req"
@@ -25,21 +38,58 @@ RESPONSE_TYPE = b"message/ohttp-res"
 KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
 
 _NO_STORE = (b"cache-control", b"no-store")
+SEALED_HEADERS: Headers = [(b"content-type", RESPONSE_TYPE), _NO_STORE]
+
+
+class Sealer(Protocol):
+    """What seals the answer to one request."""
+
+    def seal(self, response: bytes) -> bytes:
+        """The encapsulated response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """A sealer whose messages are filled up to their size classes first."""
+
+    sealer: Sealer
+
+    def seal(self, response: bytes) -> bytes:
+        """The encapsulated response."""
+        return self.sealer.seal(pad(response))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A request that was opened, or the answer to what was inside if that is no request."""
+
+    inner: Request | Response
+    sealer: Sealer
 
 
 class GatewayEndpoint:
-    """Opens sealed requests, has them answered, seals the answers."""
+    """Opens sealed requests, has them answered, seals the answers.
+
+    Args:
+        max_request_bytes: longest content of a chunked request.
+        pad_answers: fill answers up to size classes.
+    """
 
     def __init__(
         self,
         gateway: Gateway,
         handle: Callable[[Request], Awaitable[Response]],
         *,
+        max_request_bytes: int = 6_553_500,
+        pad_answers: bool = False,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._gateway = gateway
         self._handle = handle
+        self._max_request_bytes = max_request_bytes
+        self._pad = pad_answers
         self._clock = clock
+        self.uploads = Uploads()
 
     async def answer(self, request: Request) -> Response:
         """Keys for GET, a sealed answer for POST."""
@@ -49,23 +99,42 @@ class GatewayEndpoint:
             return method_not_allowed("GET", "POST")
         if request.header(b"content-type").partition(b";")[0].strip().lower() != REQUEST_TYPE:
             return _problem(415, "about:blank", "expected content type message/ohttp-req")
-        try:
-            opened, sealer = self._gateway.open(request.content)
-        except (UnknownKeyConfig, BadCiphertext, MalformedInput):
-            # One answer for all of them: a stale caller verifies again, an attacker learns nothing.
-            return _problem(400, KEY_PROBLEM, "cannot be opened with a key in use: fetch the keys again")
-        except Replayed:
-            return _problem(409, "about:blank", "this sealed request was received before")
-        except Overloaded as error:
-            return render_failure(error)
-        inner = await self._answer_inner(opened)
-        sealed = sealer.seal(bhttp.render_response(_sealable(inner)))
-        return Response(200, [(b"content-type", RESPONSE_TYPE), _NO_STORE], sealed)
+        opened = self.open(request.content)
+        if isinstance(opened, Response):
+            return opened
+        response = await self.ask(opened.inner)
+        sealed = seal_response(opened.sealer, response.status, response.headers, await response.whole())
+        return Response(200, SEALED_HEADERS, sealed)
 
-    async def _answer_inner(self, raw: bytes) -> Response:
+    async def ask(self, inner: Request | Response) -> Response:
+        """The answer to what was inside."""
+        return inner if isinstance(inner, Response) else await self._handle(inner)
+
+    def open(self, capsule: bytes) -> Opened | Response:
+        """Open one request; a response in the clear if that cannot be done."""
+        try:
+            raw, sealer = self._gateway.open(capsule)
+        except CloisterError as error:
+            return refuse_in_the_clear(error)
+        try:
+            inner = self._read(bhttp.parse_request(raw))
+        except MalformedInput as error:
+            inner = render_failure(error)
+        return Opened(inner, Padding(sealer) if self._pad else sealer)
+
+    def open_stream(self) -> Upload:
+        """Open a chunked request as it comes; what goes wrong with that is ``refuse_in_the_clear``."""
+        return Upload(
+            self._gateway.open_stream(),
+            self.uploads,
+            self._read,
+            max_bytes=self._max_request_bytes,
+            pad=self._pad,
+        )
+
+    def _read(self, inner: bhttp.Request, content: bytes | None = None) -> Request | Response:
         now = self._clock()
         try:
-            inner = bhttp.parse_request(raw)
             check_date(inner, now)
         except Replayed as error:
             response = _problem(400, DATE_PROBLEM, error.message)
@@ -81,13 +150,33 @@ class GatewayEndpoint:
             decoded = unquote(path.decode("ascii"), errors="strict")
         except UnicodeDecodeError:
             return render_failure(MalformedInput("path is not UTF-8"))
-        method = inner.method.decode("ascii", "replace")
-        return await self._handle(Request(method, decoded, query, headers, inner.content))
+        body = inner.content if content is None else content
+        return Request(inner.method.decode("ascii", "replace"), decoded, query, headers, body)
 
 
-def _sealable(response: Response) -> bhttp.Response:
-    headers = tuple((name, value.strip(b" \t")) for name, value in response.headers)
-    return bhttp.Response(status=response.status, headers=headers, content=response.content)
+def is_streamed(content_type: bytes) -> bool:
+    """Whether a request is in chunked OHTTP."""
+    return content_type.partition(b";")[0].strip().lower() == STREAM_TYPE
+
+
+def refuse_in_the_clear(error: CloisterError) -> Response:
+    """The answer to a request that was not opened, so that none can be sealed."""
+    if isinstance(error, Replayed):
+        return _problem(409, "about:blank", "this sealed request was received before")
+    if isinstance(error, (UnknownKeyConfig, BadCiphertext, MalformedInput)):
+        # One answer for all of them: a stale caller verifies again, an attacker learns nothing.
+        return _problem(400, KEY_PROBLEM, "cannot be opened with a key in use: fetch the keys again")
+    return render_failure(error)
+
+
+def seal_response(sealer: Sealer, status: int, headers: Headers, content: bytes) -> bytes:
+    """One answer under its request's seal."""
+    return sealer.seal(bhttp.render_response(bhttp.Response(status, _sealable(tuple(headers)), content)))
+
+
+@lru_cache(maxsize=256)
+def _sealable(headers: bhttp.Fields) -> bhttp.Fields:
+    return tuple((name, value.strip(b" \t")) for name, value in headers)
 
 
 def _problem(status: int, kind: str, title: str) -> Response:

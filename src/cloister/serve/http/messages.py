@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,16 +31,28 @@ class Request:
 
 @dataclass(slots=True)
 class Response:
-    """One whole response, without Content-Length: the transport adds it."""
+    """One response, without Content-Length: the transport adds it."""
 
     status: int
     headers: Headers = field(repr=False)
-    content: bytes = field(repr=False)
+    content: bytes | AsyncIterator[bytes] = field(repr=False)
+    """Whole, or in parts as they come. Parts that end with an error break the connection off."""
+
+    def header(self, name: bytes) -> bytes:
+        """Value of the first header of this lower-case name; empty if there is none."""
+        return next((value for key, value in self.headers if key == name), b"")
+
+    async def whole(self) -> bytes:
+        """The content; parts come joined."""
+        if isinstance(self.content, bytes):
+            return self.content
+        return b"".join([part async for part in self.content])
 
 
 def json_response(document: Any, status: int = 200) -> Response:
-    """A response with a JSON body."""
-    return Response(status, [JSON], msgspec.json.encode(document))
+    """A response with a JSON body, indented and ended by a line feed as TorchServe's are."""
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
+    return Response(status, [JSON], text + b"\n")
 
 
 def error_response(status: int, kind: str, message: str) -> Response:

@@ -4,5 +4,6 @@ PING = "/ping"
 MODELS = "/models"
 METRICS = "/metrics"
 PREDICTIONS = "/predictions/"
+TOKEN = "/token"  # noqa: S105 (a path)
 EVIDENCE = "/.well-known/cloister/evidence"
 GATEWAY = "/.well-known/ohttp-gateway"

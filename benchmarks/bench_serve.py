@@ -1,0 +1,209 @@
+"""Predictions per second and latency beside other model servers, and what must not hurt other callers.
+
+Usage: python benchmarks/bench_serve.py [--peers mosec,torchserve,litserve,mlserver,fastapi] [--rounds 3]
+           [--seconds 4] [--cases speed,protected,poison,kill,huge,slow] [--environments DIR] [--json]
+
+Every server has the same model of a few microseconds (`peers/tiny.py`), one worker, JSON, plain HTTP, and is
+loaded by wrk from the same machine. Servers run one at a time, in turn, `--rounds` times; figures are
+medians. Each peer is installed into an environment of its own on first use, below `--environments`. wrk is
+Debian's (apt-get install wrk); TorchServe needs Java 17.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+PEERS = Path(__file__).resolve().parent / "peers"
+sys.path.insert(0, str(PEERS))
+
+import faults  # noqa: E402
+from load import Load, run_wrk  # noqa: E402
+from protected import seal_bodies, start_protected  # noqa: E402
+from servers import PACKAGES, Running, start  # noqa: E402
+
+CASES = ("speed", "protected", "poison", "kill", "huge", "slow")
+NO_BATCHING = frozenset({"fastapi"})
+SEALED_TYPE = "message/ohttp-req"
+SEALED_PER_S = 12_000
+"""More sealed requests than this per second are not sent."""
+FIGURES = ("requests_per_s", "p50_ms", "p99_ms")
+Samples = dict[str, list[float]]
+
+
+class Report:
+    """Samples by figure, and results of single runs by case."""
+
+    def __init__(self) -> None:
+        self.samples: defaultdict[str, Samples] = defaultdict(lambda: defaultdict(list))
+        self.cases: dict[str, dict[str, Any]] = {}
+
+    def add(self, server: str, case: str, load: Load) -> None:
+        """Note one run of wrk."""
+        for figure in FIGURES:
+            self.samples[server][f"{case} {figure}"].append(getattr(load, figure))
+        self.samples[server][f"{case} failed"].append(load.failed)
+        print(
+            f"  {server:<12} {case:<18} {load.requests_per_s:9.0f}/s  p50 {load.p50_ms:7.3f} ms",
+            file=sys.stderr,
+        )
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """The middle of each figure's runs."""
+        return {
+            server: {name: round(statistics.median(values), 3) for name, values in figures.items()}
+            for server, figures in self.samples.items()
+        }
+
+
+def measure_speed(report: Report, server: Running, body: Path, label: str, seconds: float) -> None:
+    """One caller, then 64, after a short warm-up."""
+    run_wrk(server.url, body, connections=16, seconds=1)
+    name = server.name
+    report.add(name, f"c=1{label}", run_wrk(server.url, body, connections=1, seconds=seconds))
+    report.add(name, f"c=64{label}", run_wrk(server.url, body, connections=64, seconds=seconds))
+
+
+def measure_protected(report: Report, work: Path, batching: bool, seconds: float) -> None:
+    """Attested TLS with kept connections, and OHTTP with requests that were sealed ahead."""
+    label = " batching" if batching else ""
+    with (
+        tempfile.TemporaryDirectory(dir=work) as folder,
+        start_protected(batching=batching, work=Path(folder)) as server,
+    ):
+        body = Path(folder, "body")
+        body.write_text(server.tls.body)
+        measure_speed(report, server.tls, body, label, seconds)
+        for connections in (1, 64):
+            seal_bodies(server.plain, body, int(SEALED_PER_S * seconds) // (1 if connections > 1 else 4))
+            load = run_wrk(
+                server.plain.url,
+                body,
+                connections=connections,
+                seconds=seconds,
+                content_type=SEALED_TYPE,
+                once=True,
+            )
+            report.add("OHTTP", f"c={connections}{label}", load)
+
+
+def measure_faults(report: Report, server: Running, body: Path, cases: list[str]) -> None:
+    """What must not hurt other callers."""
+    tests = {
+        "poison": lambda: faults.poison(server),
+        "huge": lambda: faults.huge_body(server),
+        "slow": lambda: faults.slow_callers(server, body),
+        "kill": lambda: faults.kill_worker(server, body),
+    }
+    for case, test in tests.items():
+        if case in cases:
+            found = test()
+            report.cases.setdefault(case, {})[server.name] = found
+            print(f"  {server.name:<12} {case}: {found}", file=sys.stderr)
+
+
+def print_table(report: Report) -> None:
+    """Medians as a table for people, ratios against each peer below."""
+    medians = report.medians()
+    columns = ("c=1", "c=64", "c=1 batching", "c=64 batching")
+    print("| Requests/s (p50 / p99 ms) | " + " | ".join(columns) + " |")
+    print("|---|" + "---|" * len(columns))
+    for server, figures in medians.items():
+        cells = [_cell(figures, column) for column in columns]
+        print(f"| {server} | " + " | ".join(cells) + " |")
+    for case, results in report.cases.items():
+        for server, found in results.items():
+            shown = ", ".join(
+                f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
+            )
+            print(f"{case} {server}: {shown}")
+
+
+def _cell(figures: dict[str, float], column: str) -> str:
+    if f"{column} requests_per_s" not in figures:
+        return "-"
+    rate, p50, p99 = (figures[f"{column} {figure}"] for figure in FIGURES)
+    return f"{rate:,.0f} ({p50:.2f} / {p99:.2f})"
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--peers", default="mosec", help=f"comma-separated, of {', '.join(PACKAGES)}; or none"
+    )
+    parser.add_argument("--cases", default=",".join(CASES))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=4.0, help="per run of wrk")
+    parser.add_argument(
+        "--environments", type=Path, default=Path(".peers"), help="folder of the peers' environments"
+    )
+    parser.add_argument("--fault-peers", default="", help="peers that the faults are tried on too")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("wrk is not there: apt-get install wrk")
+    peers = [name for name in options.peers.split(",") if name and name != "none"]
+    cases = [name for name in options.cases.split(",") if name]
+    environments = options.environments.resolve()
+    environments.mkdir(parents=True, exist_ok=True)
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
+        work = Path(folder)
+        for turn in range(options.rounds):
+            print(f"round {turn + 1} of {options.rounds}", file=sys.stderr)
+            if "speed" in cases:
+                _speed_round(report, peers, environments, work, options.seconds)
+            if "protected" in cases:
+                for batching in (False, True):
+                    try:
+                        measure_protected(report, work, batching, options.seconds)
+                    except SystemExit as error:  # the rest is worth having without it
+                        print(f"protected: {error}", file=sys.stderr)
+        for name in ("cloister", *(peer for peer in options.fault_peers.split(",") if peer)):
+            if {"poison", "kill", "huge", "slow"} & set(cases):
+                with start(name, batching=True, environments=environments, work=work) as server:
+                    measure_faults(report, server, _write_body(work, server), cases)
+    if options.json:
+        machine = {
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+        }
+        json.dump({**machine, "medians": report.medians(), "cases": report.cases}, sys.stdout, indent=1)
+        print()
+    else:
+        print_table(report)
+    return 0
+
+
+def _speed_round(report: Report, peers: list[str], environments: Path, work: Path, seconds: float) -> None:
+    for batching in (False, True):
+        for name in ("cloister", *peers):
+            if batching and name in NO_BATCHING:
+                continue
+            with start(name, batching=batching, environments=environments, work=work) as server:
+                measure_speed(
+                    report, server, _write_body(work, server), " batching" if batching else "", seconds
+                )
+
+
+def _write_body(work: Path, server: Running) -> Path:
+    body = work / f"{server.name}.body"
+    body.write_text(server.body)
+    return body
+
+
+if __name__ == "__main__":
+    sys.exit(main())

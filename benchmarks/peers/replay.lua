@@ -1,0 +1,25 @@
+-- Bodies from a file, each once: "<decimal length>\n<bytes>" one after the other. The result as in post.lua.
+-- Environment: BODY_FILE, CONTENT_TYPE.
+local bodies, position = {}, 0
+local file = io.open(os.getenv("BODY_FILE"), "rb")
+while true do
+  local length = file:read("*n")
+  if not length then break end
+  file:read(1)
+  bodies[#bodies + 1] = file:read(length)
+end
+file:close()
+local headers = { ["Content-Type"] = os.getenv("CONTENT_TYPE") }
+
+function request()
+  position = position + 1
+  return wrk.format("POST", nil, headers, bodies[position] or "used up")
+end
+
+function done(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '{"requests":%d,"us":%d,"p50_us":%d,"p90_us":%d,"p99_us":%d,"max_us":%d,"bad_status":%d,"socket_errors":%d,"timeouts":%d}\n',
+    summary.requests, summary.duration, latency:percentile(50), latency:percentile(90), latency:percentile(99),
+    latency.max, e.status, e.connect + e.read + e.write, e.timeout))
+end

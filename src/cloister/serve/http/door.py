@@ -1,0 +1,123 @@
+"""May this request go on? TorchServe's tokens first, where a port asks for them; then the access policy.
+
+Decisions are remembered for up to a second, unless requests have to be counted: verifying a JSON Web Token
+costs more than a small prediction.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from cloister.errors import ModelNotFound
+from cloister.serve.frames import Headers
+from cloister.serve.http.access import TokenAccess
+from cloister.serve.http.actions import Asked
+from cloister.serve.refusals import InvalidKey
+from cloister.serve.registry import Registry
+from cloister.serve.torchserve.key_file import TokenKind
+
+if TYPE_CHECKING:
+    from cloister.policy.requests import Caller
+    from cloister.serve.access.control import AccessControl
+
+REMEMBERED_S = 1.0
+MAX_REMEMBERED = 4096
+CREDENTIALS = frozenset((b"authorization", b"x-api-key"))
+"""Headers that a decision depends on."""
+
+
+class Door:
+    """Lets requests in or raises the refusal."""
+
+    def __init__(
+        self, tokens: TokenAccess, registry: Registry, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._tokens = tokens
+        self._registry = registry
+        self._clock = clock
+        self._control: AccessControl | None = None
+        self._known: dict[tuple[object, ...], float] = {}
+        self._known_since = 0.0
+        self._known_generation = -1
+        self._uses = 0
+
+    def use(self, control: AccessControl | None) -> None:
+        """Ask ``control`` too; None lets in everybody who has the token that a port asks for."""
+        self._control = control
+        self._uses += 1
+
+    @property
+    def generation(self) -> int:
+        """Changes whenever a decision could come out differently, but for the end of a credential."""
+        control = self._control
+        return self._tokens.generation + self._uses + (control.generation if control is not None else 0)
+
+    @property
+    def counts(self) -> bool:
+        """Whether each request has to be asked about anew."""
+        return self._control is not None and self._control.counts
+
+    def require(self, kind: TokenKind | None, way: str, asked: Asked | None, headers: Headers) -> None:
+        """Let a request pass.
+
+        Args:
+            kind: TorchServe's token that the port asks for.
+            way: ``sealed``, ``tls`` or ``open``.
+            asked: None for what needs no permission.
+        Raises:
+            InvalidKey: without the token that the port asks for.
+            Unauthenticated, Forbidden, TooManyRequests: as ``AccessControl.admit``.
+        """
+        if self._control is None:
+            if kind is not None:
+                self._tokens.require(kind, headers)
+            return
+        key = (kind, way, asked, *(pair for pair in headers if pair[0] in CREDENTIALS))
+        now = self._clock()
+        if now < self._remembered().get(key, 0.0):
+            return
+        until_s = self._decide(self._control, kind, way, asked, headers)
+        if not self._control.counts:
+            self._known[key] = min(until_s, now + REMEMBERED_S)
+
+    def _decide(
+        self, control: AccessControl, kind: TokenKind | None, way: str, asked: Asked | None, headers: Headers
+    ) -> float:
+        """Until when it holds."""
+        caller = None if kind is None else self._token_caller(control, kind, headers)
+        if asked is None:
+            return float("inf")
+        version = asked.version
+        with suppress(ModelNotFound):  # whether there is such a model is for those who may ask for it
+            version = self._registry.find(asked.model, asked.version or None).version
+        return control.admit(asked.action, asked.model, version, way, headers, caller=caller).until_s
+
+    def _token_caller(self, control: AccessControl, kind: TokenKind, headers: Headers) -> Caller | None:
+        """Whoever has the token; None for one with another credential, which the policy judges."""
+        from cloister.policy.requests import ANONYMOUS, Caller
+        from cloister.serve.access.control import Unauthenticated
+
+        if not self._tokens.asks_for(kind):
+            return None
+        try:
+            self._tokens.require(kind, headers)
+        except InvalidKey as refusal:
+            try:
+                found, _ = control.identify(headers)
+            except Unauthenticated:
+                raise refusal from None
+            if found == ANONYMOUS:
+                raise
+            return None
+        return Caller(kind="token", subject=kind.value)
+
+    def _remembered(self) -> dict[tuple[object, ...], float]:
+        now, generation = self._clock(), self.generation + self._registry.generation
+        stale = generation != self._known_generation or not 0 <= now - self._known_since < REMEMBERED_S
+        if stale or len(self._known) >= MAX_REMEMBERED:
+            self._known.clear()
+            self._known_since, self._known_generation = now, generation
+        return self._known
