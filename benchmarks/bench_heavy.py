@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -45,10 +46,11 @@ def make_picture(path: Path) -> None:
     Image.fromarray(((rings + 1) * 127.5).astype("uint8")).save(path, "JPEG", quality=90)
 
 
-def measure_loop(picture: Path, seconds: float, batch_size: int) -> float:
-    """Pictures per second without a server."""
+def measure_loop(picture: Path, seconds: float, batch_size: int) -> tuple[float, float]:
+    """Pictures per second without a server, and processor seconds for each."""
     command = [sys.executable, str(PEERS / "resnet_handler.py"), str(picture), str(seconds), str(batch_size)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    return float(found[0]), float(found[1])
 
 
 def measure_server(work: Path, picture: Path, seconds: float, batch_size: int) -> dict[str, float]:
@@ -82,13 +84,14 @@ def measure_server(work: Path, picture: Path, seconds: float, batch_size: int) -
             server = Running("cloister", url, process, picture.read_bytes(), log)
             wait_ready(server, content_type=JPEG)
             ask(server, 3)
-            before = _stages(port)
+            before, used_s = _stages(port), _processor_s(server)
             took_s, latencies = ask(server, seconds)
-            after = _stages(port)
+            after, used_s = _stages(port), _processor_s(server) - used_s
         finally:
             stop(process)
     middle = statistics.median(latencies) * 1e3
     found = {"per_s": len(latencies) / took_s, "p50_ms": middle, "max_ms": max(latencies) * 1e3}
+    found["processor_s"] = used_s / len(latencies)
     calls = after["inference_count"] - before["inference_count"]
     found["mean_batch"] = (after["batch_count"] - before["batch_count"]) / calls
     found["handler_share"] = (after["inference_sum"] - before["inference_sum"]) / took_s
@@ -122,6 +125,15 @@ def ask(server: Running, seconds: float) -> tuple[float, list[float]]:
     return time.perf_counter() - started, latencies
 
 
+def _processor_s(server: Running) -> float:
+    """What frontend and worker have used so far."""
+    ticks = 0
+    for pid in (server.process.pid, *server.children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def _stages(port: int) -> dict[str, float]:
     """Sums and counts of the histograms of stages."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as response:
@@ -144,7 +156,7 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    loops: list[float] = []
+    loops: list[tuple[float, float]] = []
     served: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="bench-heavy-") as folder:
         work = Path(folder)
@@ -153,16 +165,26 @@ def main() -> int:
         for _ in range(options.rounds):
             served.append(measure_server(work, picture, options.seconds, options.batch_size))
             loops.append(measure_loop(picture, options.seconds, options.batch_size))
-            print(f"server {served[-1]['per_s']:.2f}/s, loop {loops[-1]:.2f}/s", file=sys.stderr)
-    loop = statistics.median(loops)
+            print(f"server {served[-1]['per_s']:.2f}/s, loop {loops[-1][0]:.2f}/s", file=sys.stderr)
+    loop = statistics.median(run[0] for run in loops)
     result: dict[str, Any] = {name: statistics.median(run[name] for run in served) for name in served[0]}
     result |= {"loop_per_s": loop, "ratio": result["per_s"] / loop}
+    result["loop_processor_s"] = statistics.median(run[1] for run in loops)
     if options.json:
         json.dump(result, sys.stdout, indent=1)
         print()
     else:
         print(f"server {result['per_s']:.2f}/s, loop {loop:.2f}/s: {result['ratio']:.3f}")
-        for name in ("p50_ms", "max_ms", "queue_ms", "batch_ms", "mean_batch", "handler_share"):
+        for name in (
+            "p50_ms",
+            "max_ms",
+            "queue_ms",
+            "batch_ms",
+            "mean_batch",
+            "handler_share",
+            "processor_s",
+            "loop_processor_s",
+        ):
             print(f"  {name} {result[name]:.3f}")
     return 0
 

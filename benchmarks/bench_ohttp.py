@@ -2,7 +2,7 @@
 
 Usage: python benchmarks/bench_ohttp.py [--json] [--seconds 1] [--first-answer]
 
-"The server's own path" of a sealed prediction: opening, parsing, date, replay guard, API key and access policy,
+"The server's own path" of a sealed prediction: opening, parsing, date, replay guard, API key, access policy,
 and sealing the answer; chunked is the same for chunked OHTTP. ``--first-answer`` starts a
 broker and a protected server on loopback, and times new clients: evidence, verification, the first answer.
 """
@@ -47,6 +47,7 @@ from cloister.serve.http.access import TokenAccess
 from cloister.serve.http.actions import Asked
 from cloister.serve.http.door import Door
 from cloister.serve.http.gateway import GatewayEndpoint, Opened, seal_response
+from cloister.serve.listen import keep_large_buffers
 from cloister.serve.registry import Registry
 from cloister.settings import ServeSettings
 
@@ -243,6 +244,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
     parser.add_argument("--first-answer", action="store_true", help="start a server, and time new clients")
     options = parser.parse_args()
+    keep_large_buffers()  # as a server does
     report: dict[str, object] = {"python": platform.python_version(), "machine": platform.machine(), "us": {}}
     times: dict[str, dict[str, float]] = {}
     for kem in Kem:

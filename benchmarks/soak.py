@@ -253,6 +253,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that the server ends too
     memory = Path("/dev/shm")
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,

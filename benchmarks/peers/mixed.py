@@ -211,6 +211,9 @@ class MixedLoad:
             for _ in range(BIG_BYTES >> 16):
                 writer.write(bytes(1 << 16))
                 await writer.drain()
+                await asyncio.sleep(
+                    0
+                )  # the answer comes while it still sends: read it before the connection ends
                 if connection._reader is not None and connection._reader._buffer:  # type: ignore[attr-defined]
                     break  # it has answered already
         status, _ = await connection.read()

@@ -133,7 +133,7 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     system_metrics: bool = True
     """Let the metrics speak of the machine's processors, memory and disk."""
     access_log: bool = False
-    """Write a line of JSON to stderr for each answered request: id, model, status, length, time; no content."""
+    """Write a JSON line to stderr for each answered request: id, model, status, length, time; no content."""
     otel_endpoint: str = ""
     """Where OpenTelemetry traces go, OTLP over HTTP: ``https://...``, or ``http://`` on loopback; empty means
     none."""
@@ -205,7 +205,7 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     database: str = ""
     """SQLAlchemy URL; empty means SQLite in ``folder``."""
     kek: str = ""
-    """KEK provider: a URI of ``file:``, ``tpm:``, ``pkcs11:`` or ``vault:``; empty means ``file:<folder>/kek``."""
+    """KEK provider, by URI: ``file:``, ``tpm:``, ``pkcs11:`` or ``vault:``; empty: ``file:<folder>/kek``."""
     previous_keks: tuple[str, ...] = ()
     """KEK providers that older records are still under; ``cloister keys rotate --kek`` moves them."""
     reference_values: str = ""

@@ -170,7 +170,7 @@ def test_archive_is_unpacked_in_memory_only(server: Server, memory: Path) -> Non
 
 
 def test_handler_exception(server: Server) -> None:
-    """A handler's exception about its input is 400 with type, fingerprint and reason, for its caller alone."""
+    """A handler's exception about its input is 400 with type, fingerprint and reason, for its caller."""
     answer = ask(server, "raise")
     assert (answer.status_code, answer.json()["type"]) == (400, "BadRequestException")
     assert "ValueError, fingerprint " in answer.json()["message"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -194,8 +195,10 @@ def test_large_request_over_the_limit(guarded: Guarded) -> None:
     with guarded.http(guarded.key) as http:
         whole = http.post("/predictions/talk", content=bytes(6_600_000))
         assert whole.status_code == 413
-        with pytest.raises((RequestTooLarge, TransportError)):
-            http.post("/predictions/talk", content=iter([bytes(100_000)] * 80))
+        # Refused under the seal where what is inside is too long, in the clear where what came is.
+        with contextlib.suppress(RequestTooLarge, TransportError):
+            in_parts = http.post("/predictions/talk", content=iter([bytes(100_000)] * 80))
+            assert in_parts.status_code == 413
 
 
 def test_policy_with_a_typo_changes_nothing(guarded: Guarded) -> None:

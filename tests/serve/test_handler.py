@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,19 @@ def test_batch_of_good_and_bad(tmp_path: Path) -> None:
     assert [outcome.status for outcome in outcomes] == [200, 400, 200, 400]
     faults = [outcome.fault for outcome in outcomes if outcome.fault]
     assert ["'x'" in faults[0].text, "'y'" in faults[1].text] == [True, True]
+
+
+def test_a_broken_picture_is_its_senders_fault(tmp_path: Path) -> None:
+    """A picture that is cut off or broken is 400, whatever PIL calls it; the system's own errors are not."""
+    image = pytest.importorskip("PIL.Image")
+    out = io.BytesIO()
+    image.effect_noise((64, 64), 50).save(out, "JPEG")
+    jpeg = out.getvalue()
+    code = (
+        "import io\nfrom PIL import Image\ndef handle(data, c):\n  body = data and data[0]['body']\n"
+        "  if body == b'missing':\n    Image.open('/nowhere.png')\n  if body == b'own':\n    raise OSError\n"
+        "  if body:\n    Image.open(io.BytesIO(body)).convert('RGB')\n  return ['read']"
+    )
+    handler = load(tmp_path, code)
+    for body, status in ((jpeg, 200), (jpeg[:-400], 400), (b"junk", 400), (b"missing", 503), (b"own", 503)):
+        assert ask(handler, body, "image/jpeg").status == status, body[:10]

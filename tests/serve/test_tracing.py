@@ -237,7 +237,7 @@ def test_a_server_sends_spans_without_content(tmp_path: Path) -> None:
 
 
 def test_a_dead_collector_costs_nothing(tmp_path: Path) -> None:
-    """With nobody at the endpoint, requests are answered and the server ends in time."""
+    """With nobody at the endpoint, requests are answered, one line says so, and the server ends in time."""
     pack(tmp_path, "echo", ECHO)
     flags = {
         "serve.mode": "open",
@@ -250,3 +250,5 @@ def test_a_dead_collector_costs_nothing(tmp_path: Path) -> None:
         server.wait_ready()
         assert server.predict("echo", content="x").status_code == 200
         assert server.stop(signal.SIGTERM) == 0
+        assert server.stderr.count("traces could not be sent") == 1
+        assert "Traceback" not in server.stderr

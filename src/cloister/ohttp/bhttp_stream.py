@@ -29,6 +29,7 @@ from cloister.ohttp.varint import Cursor, render_varint
 
 MAX_HEAD_BYTES = 4 * MAX_CONTROL_BYTES + 2 * MAX_SECTION_BYTES
 """A head that is not whole after so many bytes never will be."""
+MAX_VARINT_BYTES = 8
 
 Message = TypeVar("Message", Request, Response)
 
@@ -101,7 +102,8 @@ class Reader(Generic[Message]):
             self._rest.clear()
             return False
         if self._state is _State.CONTENT:
-            taken = bytes(self._rest[: self._left])
+            with memoryview(self._rest) as rest:
+                taken = bytes(rest[: self._left])
             del self._rest[: len(taken)]
             content.append(taken)
             self._left -= len(taken)
@@ -109,7 +111,8 @@ class Reader(Generic[Message]):
                 return False
             self._state = _State.LENGTH if self._indeterminate else _State.TRAILERS
             return bool(self._rest)
-        cursor = _PartCursor(bytes(self._rest[:MAX_HEAD_BYTES]))
+        looked_at = MAX_VARINT_BYTES if self._state is _State.LENGTH else MAX_HEAD_BYTES
+        cursor = _PartCursor(bytes(self._rest[:looked_at]))
         try:
             self._part(cursor)
         except _Short:

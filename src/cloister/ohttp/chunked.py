@@ -251,7 +251,9 @@ class _Chunks:
                 raise MalformedInput(f"{self._what}: chunk of {size} bytes, limit is {MAX_CHUNK_BYTES}")
             if len(self._rest) - start < size:
                 break
-            pieces.append(self._opened(bytes(self._rest[start : start + size]), final=False))
+            with memoryview(self._rest) as rest:
+                ct = bytes(rest[start : start + size])
+            pieces.append(self._opened(ct, final=False))
             position = start + size
         del self._rest[:position]
         if self._final and len(self._rest) > MAX_CHUNK_BYTES:

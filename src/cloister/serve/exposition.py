@@ -10,7 +10,7 @@ Source: pytorch/serve 0.12, ts/configs/metrics.yaml; Prometheus text format 0.0.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from cloister.serve.handler_metrics import BOUNDS, HandlerMetrics
 from cloister.serve.machine import Machine
@@ -87,6 +87,7 @@ class Exposition:
         loads: each worker by TorchServe's name for it, with how long its model took to load.
         is_default: whether a version answers where none is named. TorchServe labels requests with the version
             that they name, or ``default``; counted here is each version, so its default one gets that label.
+        refused: sealed requests that were not opened, by reason.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Exposition:
         loads: Callable[[], Iterable[tuple[str, float]]],
         is_default: Callable[[ModelStats], bool],
         machine: Machine | None,
+        refused: Callable[[], Mapping[str, int]] = dict,
         host: str = "",
     ) -> None:
         self._models = models
@@ -104,6 +106,7 @@ class Exposition:
         self._loads = loads
         self._is_default = is_default
         self._machine = machine
+        self._refused = refused
         self._host = host or socket.gethostname()
         self._level: Labels = (("Level", "Host"), ("Hostname", self._host))
         self._means: dict[str, tuple[float, int, float]] = {}
@@ -159,6 +162,11 @@ class Exposition:
                 for status_class in range(2, 6):
                     labels = (*_own(stats), ("status", f"{status_class}xx"))
                     page.sample(name, labels, stats.by_class[status_class])
+        refused = self._refused()
+        name = "cloister_sealed_refusals_total"
+        if refused and page.family(name, "counter", "Sealed requests that were not opened, by reason."):
+            for reason, count in refused.items():
+                page.sample(name, (("reason", reason),), count)
         for stage, name, about in _STAGES:
             if page.family(name, "histogram", about):
                 for stats in models:

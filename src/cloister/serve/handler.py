@@ -207,7 +207,19 @@ def is_input_error(error: Exception) -> bool:
         return isinstance(error.obj, dict | list | str | int | float | bytes | bytearray | None)
     if type(error).__name__ in ("UnidentifiedImageError", "DecompressionBombError"):
         return True
+    if isinstance(error, OSError | EOFError | SyntaxError) and _raised_in(error, "PIL"):
+        # A picture that is cut off or broken inside; the system's own errors have a number.
+        return getattr(error, "errno", None) is None
     return isinstance(error, RuntimeError) and bool(_SHAPES.search(str(error)))
+
+
+def _raised_in(error: Exception, package: str) -> bool:
+    """Whether code of this package raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] == package
 
 
 def render_result(result: Any) -> tuple[bytes, Headers]:

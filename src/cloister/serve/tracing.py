@@ -10,6 +10,7 @@ Source: W3C Trace Context, section 3.2 (traceparent); OpenTelemetry specificatio
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import time
@@ -20,6 +21,7 @@ from urllib.parse import urlsplit
 from cloister.errors import ConfigError, MissingDependencyError, Overloaded
 from cloister.serve.frames import Headers
 from cloister.serve.jobs import Answer, Job
+from cloister.serve.log import log
 from cloister.serve.seat import Seat
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ TRACES_PATH = "/v1/traces"
 MAX_ASKED_PER_S = 100
 """So many requests in a second are traced because their caller asks for it; the others at random."""
 EXPORT_TIMEOUT_S = 5.0
+COMPLAIN_EVERY_S = 60.0
 _LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?")
 
@@ -89,12 +92,28 @@ def otlp_exporter(endpoint: str, environ: Mapping[str, str], *, protected: bool)
         raise MissingDependencyError(
             "serve.otel_endpoint needs OpenTelemetry", hint="pip install 'cloister[otel]'"
         ) from error
+    logger = logging.getLogger("opentelemetry")
+    logger.handlers, logger.propagate = [_Complaints()], False
     session = requests.Session()
     session.max_redirects = 0
     session.trust_env = not protected  # proxies and certificate files by environment
     return BatchSpanProcessor(
         OTLPSpanExporter(endpoint=endpoint_url(endpoint), session=session, timeout=EXPORT_TIMEOUT_S)
     )
+
+
+class _Complaints(logging.Handler):
+    """OpenTelemetry's own log as ours: one line a minute, without the text, which may quote a collector."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._quiet_until = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until:
+            self._quiet_until = now + COMPLAIN_EVERY_S
+            log.warning("traces could not be sent", source=record.name)
 
 
 class Tracer:
@@ -180,7 +199,15 @@ class Tracer:
         job.deliver = noted
 
     def _note(self, job: Job, supervisor: Supervisor, parent: Parent | None, status: int, sent: int) -> None:
-        """Make the spans of a request that has just been answered."""
+        """Make the spans of a request that has just been answered; a fault in that is not the request's."""
+        try:
+            self._make_spans(job, supervisor, parent, status, sent)
+        except Exception as error:  # noqa: BLE001 (the answer has gone out; nobody else must suffer)
+            log.warning("a request could not be traced", exception=type(error).__name__)
+
+    def _make_spans(
+        self, job: Job, supervisor: Supervisor, parent: Parent | None, status: int, sent: int
+    ) -> None:
         from opentelemetry.trace import SpanKind, Status, StatusCode
 
         now, end = self._clock(), time.time_ns()

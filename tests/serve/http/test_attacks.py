@@ -191,6 +191,7 @@ def test_replay() -> None:
                 wire = await end.connect()
                 await wire.send(post(sealed, paths.GATEWAY, headers=kind))
                 assert (await wire.answer())[0] == 409
+            assert end.api.gateway.refused["replayed"] == 2
             assert len(end.model.jobs) + len(end.api.handled) <= 3
 
     run(test())

@@ -111,6 +111,7 @@ class Api:
                 loads=lambda: _worker_loads(registry),
                 is_default=lambda stats: registry.find(stats.model).version == stats.version,
                 machine=Machine() if settings.system_metrics and not protected else None,
+                refused=lambda: {} if self.gateway is None else self.gateway.refused,
             )
         )
         self._evidence: Route | None = None

@@ -17,7 +17,7 @@ from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.errors import render_failure
-from cloister.serve.http.gateway import GatewayEndpoint, is_streamed, refuse_in_the_clear
+from cloister.serve.http.gateway import GatewayEndpoint, is_streamed
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.http.render import NO_CACHE
@@ -96,7 +96,7 @@ class AsgiApp:
         except TransportError:
             return  # the caller has gone
         except CloisterError as error:
-            await _refuse(refuse_in_the_clear(error), receive, send)
+            await _refuse(gateway.refuse(error), receive, send)
             return
         if early is not None:
             await _refuse(upload.seal(early), receive, send)

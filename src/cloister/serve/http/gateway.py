@@ -19,6 +19,7 @@ from cloister.errors import (
     BadCiphertext,
     CloisterError,
     MalformedInput,
+    Overloaded,
     Replayed,
     UnknownKeyConfig,
 )
@@ -39,6 +40,13 @@ KEY_PROBLEM = "https://iana.org/assignments/http-problem-types#ohttp-key"
 
 _NO_STORE = (b"cache-control", b"no-store")
 SEALED_HEADERS: Headers = [(b"content-type", RESPONSE_TYPE), _NO_STORE]
+
+_REASONS: dict[type[CloisterError], str] = {
+    Replayed: "replayed",
+    UnknownKeyConfig: "unknown_key",
+    BadCiphertext: "not_opened",
+    Overloaded: "overloaded",
+}
 
 
 class Sealer(Protocol):
@@ -90,6 +98,8 @@ class GatewayEndpoint:
         self._pad = pad_answers
         self._clock = clock
         self.uploads = Uploads()
+        self.refused: dict[str, int] = dict.fromkeys((*_REASONS.values(), "other"), 0)
+        """Requests that were not opened, by reason."""
 
     async def answer(self, request: Request) -> Response:
         """Keys for GET, a sealed answer for POST."""
@@ -115,15 +125,21 @@ class GatewayEndpoint:
         try:
             raw, sealer = self._gateway.open(capsule)
         except CloisterError as error:
-            return refuse_in_the_clear(error)
+            return self.refuse(error)
         try:
             inner = self._read(bhttp.parse_request(raw))
         except MalformedInput as error:
             inner = render_failure(error)
         return Opened(inner, Padding(sealer) if self._pad else sealer)
 
+    def refuse(self, error: CloisterError) -> Response:
+        """The answer to a request that was not opened, so that none can be sealed; it is counted."""
+        reason = next((name for kind, name in _REASONS.items() if isinstance(error, kind)), "other")
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        return _refuse_in_the_clear(error)
+
     def open_stream(self) -> Upload:
-        """Open a chunked request as it comes; what goes wrong with that is ``refuse_in_the_clear``."""
+        """Open a chunked request as it comes; what goes wrong with that is for ``refuse``."""
         return Upload(
             self._gateway.open_stream(),
             self.uploads,
@@ -159,8 +175,7 @@ def is_streamed(content_type: bytes) -> bool:
     return content_type.partition(b";")[0].strip().lower() == STREAM_TYPE
 
 
-def refuse_in_the_clear(error: CloisterError) -> Response:
-    """The answer to a request that was not opened, so that none can be sealed."""
+def _refuse_in_the_clear(error: CloisterError) -> Response:
     if isinstance(error, Replayed):
         return _problem(409, "about:blank", "this sealed request was received before")
     if isinstance(error, (UnknownKeyConfig, BadCiphertext, MalformedInput)):

@@ -86,7 +86,7 @@ class Upload:
         self._reader: Reader[bhttp.Request] = Reader(bhttp.Request)
         self._pieces: list[bytes] = []
         self._pieces_bytes = 0
-        self._content = bytearray()
+        self._content: list[bytes] = []
         self._held = 0
 
     def __enter__(self) -> Self:
@@ -126,7 +126,8 @@ class Upload:
         except MalformedInput as error:
             return render_failure(error)
         assert self._reader.head is not None
-        content, self._content = bytes(self._content), bytearray()
+        content = b"".join(self._content)
+        self._content.clear()
         return self._read(self._reader.head, content or self._reader.head.content)
 
     def seal(self, response: Response) -> Response:
@@ -142,13 +143,13 @@ class Upload:
         self._pieces_bytes = 0
         try:
             content = self._reader.receive(data)
-            if len(self._content) + len(content) > self._max_bytes:
+            if self._held + len(content) > self._max_bytes:
                 raise RequestTooLarge(f"request body is over {self._max_bytes} bytes")
             self._uploads.hold(len(content))
         except CloisterError as error:
             return render_failure(error)
         self._held += len(content)
-        self._content += content
+        self._content.append(content)
         return None
 
 
@@ -156,7 +157,7 @@ def seal_whole(sealer: chunked.ResponseSealer, response: Response, *, pad: bool)
     """An answer whose content is there."""
     assert isinstance(response.content, bytes)
     sealing = _Sealing(sealer, response, pad=pad)
-    return b"".join((sealing.begin(), sealing.content(response.content), sealing.end()))
+    return b"".join((sealing.begin(), *sealing.content(response.content), sealing.end()))
 
 
 async def seal_parts(
@@ -172,7 +173,7 @@ async def seal_parts(
     yield sealing.begin()
     async for part in response.content:
         if part:
-            yield sealing.content(part)
+            yield b"".join(sealing.content(part))
     yield sealing.end()
 
 
@@ -186,11 +187,11 @@ class _Sealing:
     def begin(self) -> bytes:
         return self._sealer.begin() + self._sealer.seal(self._head)
 
-    def content(self, data: bytes) -> bytes:
+    def content(self, data: bytes) -> list[bytes]:
         size = chunked.PIECE_BYTES
         pieces = [Writer.content(data[at : at + size]) for at in range(0, len(data), size)]
         self._bytes += sum(map(len, pieces))
-        return b"".join([self._sealer.seal(piece) for piece in pieces])
+        return [self._sealer.seal(piece) for piece in pieces]
 
     def end(self) -> bytes:
         length = self._bytes + len(Writer.end())
