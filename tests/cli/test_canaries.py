@@ -17,7 +17,7 @@ from cryptography import x509
 from cloister.attest import ReferenceValues
 from cloister.cli.walkthrough.canary import Markers, encodings, search
 from cloister.client.session import Client
-from cloister.errors import ModelFailed
+from cloister.errors import ServingError
 
 SEED = "7c1d9e5b2a64f083"
 MARKERS = Markers.from_seed(SEED)
@@ -112,7 +112,7 @@ def test_a_failing_request_leaves_no_trace(kept: tuple[Path, str]) -> None:
     """A request that makes the handler fail is in no error, log, metric or file."""
     home, _ = kept
     url, client = caller(home)
-    with client, pytest.raises(ModelFailed) as caught:
+    with client, pytest.raises(ServingError) as caught:
         client.predict("digits", f"not a png {MARKERS.request}".encode())
     assert leaks(str(caught.value)) == []
     assert leaks(httpx.get(url + "/metrics", verify=False).content) == []

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
+import os
+import queue
 import shutil
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
-from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,59 +25,73 @@ __all__ = ["plain", "verifier"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
-PAGE = """<!doctype html><title>page</title><pre id="said">nothing</pre><script type="module">
+PAGE = """<!doctype html><title>page</title><script type="module">
 import { CloisterClient } from "./cloister.js";
-const said = document.getElementById("said");
+const tell = (said) => fetch("/said", { method: "POST", body: JSON.stringify(said) });
 try {
   const trust = { verifier: VERIFIER, verifierKeys: [KEY], allowSimulated: true };
   const client = new CloisterClient(SERVICE, trust);
   const whole = await client.predict("echo", { secret: "canary-77" });
   const stream = await client.fetch("/stream", { method: "POST", body: "q", stream: true });
-  said.textContent = JSON.stringify([whole.path, (await stream.json()).path]);
-} catch (error) { said.textContent = JSON.stringify([String(error)]); }
+  await tell([whole.path, (await stream.json()).path]);
+} catch (error) { await tell([String(error)]); }
 </script>"""
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    """A file server that says nothing."""
+class Site(SimpleHTTPRequestHandler):
+    """A file server that takes what its page has to say."""
+
+    def __init__(self, *args: Any, said: queue.Queue[list[str]], **options: Any) -> None:
+        self.said = said
+        super().__init__(*args, **options)
+
+    def do_POST(self) -> None:
+        self.said.put(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+        self.send_response(204)
+        self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Quiet."""
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """A web site on loopback: its folder and address."""
+def site(tmp_path: Path) -> Iterator[tuple[Path, str, queue.Queue[list[str]]]]:
+    """A web site on loopback: its folder, its address, and what its page says."""
     shutil.copy(CLIENT, tmp_path / "cloister.js")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    said: queue.Queue[list[str]] = queue.Queue()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Site, said=said, directory=str(tmp_path)))
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+    yield tmp_path, f"http://127.0.0.1:{server.server_port}", said
     server.shutdown()
     server.server_close()
 
 
-def browse(url: str, profile: Path) -> list[str]:
-    """What the page says once it is done."""
+@contextlib.contextmanager
+def browsing(url: str, profile: Path) -> Iterator[None]:
+    """A browser with this page open."""
     assert CHROMIUM is not None
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000", "--dump-dom"]
-    done = subprocess.run(
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    process = subprocess.Popen(
         [CHROMIUM, *flags, f"--user-data-dir={profile}", url],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found is not None, done.stderr[-2000:]
-    said: list[str] = json.loads(unescape(found[1]))
-    return said
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def test_page(
-    plain: SealedService, verifier: tuple[str, str], site: tuple[Path, str], tmp_path: Path
+    plain: SealedService,
+    verifier: tuple[str, str],
+    site: tuple[Path, str, queue.Queue[list[str]]],
+    tmp_path: Path,
 ) -> None:
     """A page verifies, predicts and streams; nothing of it is outside."""
-    folder, origin = site
+    folder, origin, said = site
     values = {
         "SERVICE": json.dumps(plain.url),
         "VERIFIER": json.dumps(verifier[0]),
@@ -84,5 +101,6 @@ def test_page(
     for name, value in values.items():
         page = page.replace(name, value)
     (folder / "page.html").write_text(page)
-    assert browse(f"{origin}/page.html", tmp_path / "profile") == ["/predictions/echo", "/stream"]
+    with browsing(f"{origin}/page.html", tmp_path / "profile"):
+        assert said.get(timeout=90) == ["/predictions/echo", "/stream"]
     assert not any("canary-77" in line for line in plain.outer)

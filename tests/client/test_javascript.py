@@ -93,7 +93,7 @@ def verifier(
     url = process.stdout.readline().split()[-1]
     yield url, process.stdout.readline()
     process.terminate()
-    process.wait(20)
+    process.communicate(timeout=20)
 
 
 @pytest.fixture

@@ -447,7 +447,12 @@ def test_unreachable(tmp_path: Path) -> None:
         key = make_link_key()
         with pytest.raises(TransportError, match="cannot reach the frontend"):
             await connect("127.0.0.2", 1, key.join, timeout_s=2)
-        server = await asyncio.start_server(lambda r, w: w.write(b"220 mail\r\n"), "127.0.0.2", 0)
+
+        def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(greet, "127.0.0.2", 0)
         number = server.sockets[0].getsockname()[1]
         with pytest.raises(TransportError):
             await connect("127.0.0.2", number, key.join, timeout_s=2)

@@ -147,8 +147,11 @@ def test_replayed_renewal(platform: SimulatedPlatform) -> None:
         async with frontend(own, wanted, max_age_s=MAX_AGE_S) as there:
             channel, _, transcript = await join_as(there, own, wanted)
             old = make_proof(transcript, "worker", own)
-            with pytest.raises(RefusedByPeer, match="another connection"):
-                await answer_each(channel, Renewal(transcript.worker_nonce, old))
+            try:
+                with pytest.raises(RefusedByPeer, match="another connection"):
+                    await answer_each(channel, Renewal(transcript.worker_nonce, old))
+            finally:
+                channel.abort()
 
     run(work)
 

@@ -32,11 +32,17 @@ def shake(server: ssl.SSLContext, client: ssl.SSLContext) -> tuple[ssl.SSLSocket
 
     thread = threading.Thread(target=answer)
     thread.start()
+    opened: list[socket.socket] = [near]
     try:
         wrapped = client.wrap_socket(near)
+        opened.append(wrapped)
         heard = wrapped.recv(1)
     except OSError:
-        near.close()
+        for sock in opened:
+            sock.close()
+        thread.join()
+        for sock in (far, *ends):
+            sock.close()
         raise
     finally:
         thread.join()
