@@ -30,7 +30,12 @@ MODEL = LoadedModel(
     name="digits", version="1.0", container_digest="ab" * 32, signer="ed25519:x", sandbox="none"
 )
 IDENTITY = ServiceIdentity(
-    tls_spki=b"spki", ohttp_key_config=b"key config", settings_digest=b"\x05" * 48, models=(MODEL,)
+    tls_spki=b"spki",
+    ohttp_key_config=b"key config",
+    settings_digest=b"\x05" * 48,
+    policy_digest=b"\x06" * 48,
+    callers_digest=b"\x07" * 48,
+    models=(MODEL,),
 )
 
 
@@ -106,7 +111,10 @@ def test_nonce_length(platform: SimulatedPlatform, length: int) -> None:
         make_bundle(PlatformAttester(platform), IDENTITY, bytes(length))
 
 
-@pytest.mark.parametrize("member", ["tls-key", "ohttp-key-config", "settings-digest", "models-digest"])
+@pytest.mark.parametrize(
+    "member",
+    ["tls-key", "ohttp-key-config", "settings-digest", "policy-digest", "callers-digest", "models-digest"],
+)
 def test_every_member_is_bound(
     bundle: bytes, platform: SimulatedPlatform, reference_values: ReferenceValues, member: str
 ) -> None:

@@ -225,7 +225,12 @@ def test_bundle_of_a_service(
     attester = SimulatedTdxAttester(SimulatedPlatform.load(folder), mr_td=MR_TD, mr_config_id=MR_CONFIG_ID)
     model = LoadedModel(name="m", version="1", container_digest="ab", signer="s", sandbox="none")
     identity = ServiceIdentity(
-        tls_spki=b"spki", ohttp_key_config=b"config", settings_digest=bytes(48), models=(model,)
+        tls_spki=b"spki",
+        ohttp_key_config=b"config",
+        settings_digest=bytes(48),
+        policy_digest=bytes(48),
+        callers_digest=bytes(48),
+        models=(model,),
     )
     file = written(tmp_path, "bundle", make_bundle(attester, identity, NONCE))
     trust = ("-r", accepted, "--simulated-root", folder / "root.pem")

@@ -40,6 +40,7 @@ from cloister.ohttp.replay import check_date
 
 MR_TD = bytes(range(48))
 SETTINGS_DIGEST = bytes(range(48, 96))
+POLICY_DIGEST = bytes(range(100, 148))
 MODELS = (
     LoadedModel(name="echo", version="1", container_digest="ab" * 32, signer="ed25519:x", sandbox="none"),
 )
@@ -125,6 +126,7 @@ class SealedService:
         self.change_answer: Callable[[bytes], bytes] = lambda sealed: sealed
         self.change_stream: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda parts: parts
         self.evidence_given = 0
+        self.policy_digest = POLICY_DIGEST
         self.capsules: list[bytes] = []
         self.requests: list[bhttp.Request] = []
         self.outer: list[str] = []
@@ -136,6 +138,8 @@ class SealedService:
             tls_spki=self.attested_spki,
             ohttp_key_config=self.gateway.key_config,
             settings_digest=SETTINGS_DIGEST,
+            policy_digest=self.policy_digest,
+            callers_digest=bytes(48),
             models=MODELS,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -201,8 +202,19 @@ def test_large_request_over_the_limit(guarded: Guarded) -> None:
             assert in_parts.status_code == 413
 
 
+def in_force(guarded: Guarded) -> str:
+    """The policy that evidence, verified anew, speaks of."""
+    with guarded.world.client(guarded.server.url) as client:
+        return client.verify().identity.policy_digest.hex()
+
+
+def digest_of(policy: Path) -> str:
+    """What ``sha384sum`` says of the file."""
+    return hashlib.sha384(policy.read_bytes()).hexdigest()
+
+
 def test_policy_with_a_typo_changes_nothing(guarded: Guarded) -> None:
-    """A broken policy is not taken over; a good one and a withdrawn key are, within seconds."""
+    """A broken policy is not taken over; a good one is, and changes the evidence; so is a withdrawn key."""
     policy = guarded.world.folder / "requests.cedar"
     keys = guarded.world.folder / "api-keys.jsonl"
     with guarded.http(guarded.key) as http:
@@ -211,11 +223,15 @@ def test_policy_with_a_typo_changes_nothing(guarded: Guarded) -> None:
             return http.post("/predictions/talk", content=b"1").status_code
 
         try:
+            assert in_force(guarded) == digest_of(policy)
+            before = in_force(guarded)
             policy.write_text(POLICY.replace('"clinic"', '"clinic').replace("permit", "forbid"))
             time.sleep(3.5)
             assert status() == 200
+            assert in_force(guarded) == before
             policy.write_text(POLICY + 'forbid (principal, action, resource == Model::"talk");')
             wait_for(lambda: status() == 403)
+            assert in_force(guarded) == digest_of(policy) != before
             policy.write_text(POLICY)
             wait_for(lambda: status() == 200)
             extra = make_api_key(keys, "extra", now=datetime.now(UTC), groups=("clinic",))

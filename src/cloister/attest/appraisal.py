@@ -1,6 +1,7 @@
 """Is it acceptable? Reference Values, and the appraisal of verified Claims by them.
 
-Reference values are a TOML file with one table per scheme, and two switches for all of them::
+Reference values are a TOML file with one table per scheme, two switches for all of them, and what else is
+demanded of a model server::
 
     allow_simulated = false        # true accepts software platforms, which protect nothing
     require_sandbox = false        # true refuses model servers that do not confine their models' code
@@ -8,6 +9,9 @@ Reference values are a TOML file with one table per scheme, and two switches for
     [tdx]
     mr_td = ["91bc..."]            # SHA-384, 96 hexadecimal digits
     tcb_status = ["UpToDate"]
+
+    [service]
+    model_digests = ["xray=9f86..."]   # ``attest.demands``
 
 Each scheme's fields are its ``rules`` (``cloister.attest.dcap.tdx.RULES`` and so on); ``describe`` renders
 them as a table. Everywhere: an unknown field is an error, a value of the wrong length is an error, an empty
@@ -22,13 +26,14 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
+from cloister.attest.demands import NO_DEMANDS, ServiceDemands
 from cloister.attest.model import AttestationResult, Check, Claims, TrustTier
 from cloister.attest.rules import Rule, render_reason
 from cloister.attest.scheme import Scheme
@@ -49,6 +54,7 @@ class AppraisalDenied(PolicyDenied):
         self.result = result
 
 
+_SERVICE = "service"
 _SWITCHES = ("allow_simulated", "require_sandbox")
 
 
@@ -60,6 +66,8 @@ class ReferenceValues:
     allow_simulated: bool = False
     require_sandbox: bool = False
     """Of a model server: every model's own code must be confined (``attest.service``)."""
+    service: ServiceDemands = NO_DEMANDS
+    """Of a model server: its models, signers, policy, settings."""
 
     @classmethod
     def from_toml(cls, source: Path | str) -> Self:
@@ -87,18 +95,42 @@ class ReferenceValues:
         """
         tables: dict[str, Mapping[str, Any]] = {}
         switches = dict.fromkeys(_SWITCHES, False)
+        service = NO_DEMANDS
         for name, value in document.items():
             if name in switches:
                 if not isinstance(value, bool):
                     raise ConfigError(f"{origin}: {name} must be true or false")
                 switches[name] = value
                 continue
-            if name not in SCHEMES:
-                raise _unknown(f"{origin}: unknown table or field", name, [*SCHEMES, *_SWITCHES])
+            if name not in SCHEMES and name != _SERVICE:
+                raise _unknown(f"{origin}: unknown table or field", name, [*SCHEMES, _SERVICE, *_SWITCHES])
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{origin}: {name} must be a table such as [{name}]")
+            if name == _SERVICE:
+                service = ServiceDemands.from_mapping(value, origin)
+                continue
             tables[name] = _parse_table(SCHEMES[name], value, origin)
-        return cls(MappingProxyType(tables), **switches)
+        return cls(MappingProxyType(tables), **switches, service=service)
+
+    def demanding(
+        self,
+        model_digest: str | Sequence[str] = (),
+        model_signer: str | Sequence[str] = (),
+        policy_digest: str | Sequence[str] = (),
+    ) -> Self:
+        """These, demanding this of a model server too; what is given wins over their own of that kind.
+
+        Args:
+            model_digest, model_signer, policy_digest: as in ``ServiceDemands``.
+        Raises:
+            ConfigError: a value that is no digest or signer.
+        """
+        given = [(item,) if isinstance(item, str) else item for item in (model_digest, model_signer)]
+        policies = (policy_digest,) if isinstance(policy_digest, str) else policy_digest
+        demands = self.service.narrowed(
+            model_digests=given[0], model_signers=given[1], policy_digests=policies
+        )
+        return replace(self, service=demands)
 
 
 def appraise(claims: Claims, reference_values: ReferenceValues, now: datetime) -> AttestationResult:

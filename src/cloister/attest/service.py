@@ -6,11 +6,13 @@ member                  meaning
 ``scheme``              key of the verifier's table, for example ``tdx``
 ``evidence``            standard base64 of the vendor's bytes
 ``endorsements``        the vendor's collateral as the Attester holds it, or null
-``runtime-data``        what ``report_data`` binds, as the five strings below
+``runtime-data``        what ``report_data`` binds, as the seven strings below
 - ``nonce``             standard base64 of the caller's own nonce
 - ``tls-key``           standard base64 of the TLS key's SubjectPublicKeyInfo (DER)
 - ``ohttp-key-config``  standard base64 of one RFC 9458 key configuration
 - ``settings-digest``   hexadecimal SHA-384 of the effective settings
+- ``policy-digest``     hexadecimal SHA-384 of the access policy's text, as it is in force now
+- ``callers-digest``    hexadecimal SHA-384 of what callers are known by: API keys, issuers, authorities
 - ``models-digest``     hexadecimal SHA-384 of ``models`` as RFC 8785 canonical JSON
 ``models``              every loaded model: name, version, container digest, signer, sandbox
 ======================= =======================================================================
@@ -68,6 +70,10 @@ class ServiceIdentity:
     tls_spki: bytes
     ohttp_key_config: bytes
     settings_digest: bytes
+    policy_digest: bytes
+    """SHA-384 of the text of the access policy that decides now."""
+    callers_digest: bytes
+    """SHA-384 of what credentials are held against: hashes of API keys, issuers, authorities."""
     models: tuple[LoadedModel, ...]
 
     def runtime_data(self, nonce: bytes) -> dict[str, str]:
@@ -77,6 +83,8 @@ class ServiceIdentity:
             "tls-key": _base64(self.tls_spki),
             "ohttp-key-config": _base64(self.ohttp_key_config),
             "settings-digest": self.settings_digest.hex(),
+            "policy-digest": self.policy_digest.hex(),
+            "callers-digest": self.callers_digest.hex(),
             "models-digest": models_digest(self.models).hex(),
         }
 
@@ -128,10 +136,11 @@ def verify_bundle(
 
     1. The bundle has the declared form and repeats the caller's nonce.
     2. The evidence is genuine.
-    3. ``report_data`` binds the runtime data: nonce, TLS key, OHTTP key, settings, digest of the models.
+    3. ``report_data`` binds the runtime data: nonce, TLS key, OHTTP key, settings, policy, callers, models.
     4. The list of models has that digest.
     5. The claims are acceptable under the caller's reference values.
     6. Every model's own code is confined, if the reference values require it.
+    7. Models, signers, policy and settings are those that the reference values demand of a service.
 
     Args:
         raw: the bundle, at most 1 MiB.
@@ -162,7 +171,9 @@ def verify_bundle(
     result = appraise(claims, reference_values, now)
     if reference_values.require_sandbox:
         _require_sandbox(bundle.models)
-    return VerifiedService(result, bundle.identity())
+    identity = bundle.identity()
+    reference_values.service.check(identity)
+    return VerifiedService(result, identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +189,8 @@ class _Bundle:
             tls_spki=_bytes(self.runtime_data["tls-key"], "tls-key"),
             ohttp_key_config=_bytes(self.runtime_data["ohttp-key-config"], "ohttp-key-config"),
             settings_digest=_hex(self.runtime_data["settings-digest"], "settings-digest"),
+            policy_digest=_hex(self.runtime_data["policy-digest"], "policy-digest"),
+            callers_digest=_hex(self.runtime_data["callers-digest"], "callers-digest"),
             models=self.models,
         )
 
@@ -200,7 +213,15 @@ def _require_sandbox(models: Sequence[LoadedModel]) -> None:
 
 
 _MEMBERS = {"scheme", "evidence", "endorsements", "runtime-data", "models"}
-_RUNTIME_MEMBERS = {"nonce", "tls-key", "ohttp-key-config", "settings-digest", "models-digest"}
+_RUNTIME_MEMBERS = {
+    "nonce",
+    "tls-key",
+    "ohttp-key-config",
+    "settings-digest",
+    "policy-digest",
+    "callers-digest",
+    "models-digest",
+}
 _MODEL_MEMBERS = set(LoadedModel.__dataclass_fields__)
 
 

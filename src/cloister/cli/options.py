@@ -35,6 +35,30 @@ SimulatedRoot = Annotated[
         help="PEM root of a simulated platform. It proves nothing about hardware: tests and demos only.",
     ),
 ]
+ModelDigests = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-digest",
+        metavar="[NAME[/VERSION]=]SHA256",
+        help="Demand this container digest of the model, of all if none is named; may be repeated.",
+    ),
+]
+ModelSigners = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-signer",
+        metavar="[NAME[/VERSION]=]SIGNER",
+        help="Demand this signer of the model, of all if none is named; may be repeated.",
+    ),
+]
+PolicyDigests = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy-digest",
+        metavar="SHA384",
+        help="Demand this access policy, by the SHA-384 of its file; may be repeated.",
+    ),
+]
 
 
 def trusted_roots(simulated_root: Path | None) -> Sequence[x509.Certificate] | None:

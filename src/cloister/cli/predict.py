@@ -8,7 +8,15 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from cloister.cli.options import Json, ReferenceFile, SimulatedRoot, trusted_roots
+from cloister.cli.options import (
+    Json,
+    ModelDigests,
+    ModelSigners,
+    PolicyDigests,
+    ReferenceFile,
+    SimulatedRoot,
+    trusted_roots,
+)
 from cloister.cli.output import console, show_json
 from cloister.errors import ConfigError
 
@@ -22,6 +30,9 @@ def predict(
     token_file: Annotated[
         Path | None, typer.Option(help="File with an API key or a JSON Web Token; it travels sealed.")
     ] = None,
+    model_digest: ModelDigests = None,
+    model_signer: ModelSigners = None,
+    policy_digest: PolicyDigests = None,
     as_json: Json = False,
 ) -> None:
     """Send each file as one sealed request; nothing is sent to a service that does not verify."""
@@ -34,7 +45,9 @@ def predict(
     if missing:
         raise ConfigError(f"no such file: {', '.join(missing)}")
     name, _, version = model.partition("/")
-    references = ReferenceValues.from_toml(reference_values)
+    references = ReferenceValues.from_toml(reference_values).demanding(
+        model_digest or (), model_signer or (), policy_digest or ()
+    )
     roots = trusted_roots(simulated_root)
     token = _read_token(token_file)
     answers: list[dict[str, Any]] = []

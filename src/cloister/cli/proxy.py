@@ -12,7 +12,14 @@ from typing import Annotated
 
 import typer
 
-from cloister.cli.options import ReferenceFile, SimulatedRoot, trusted_roots
+from cloister.cli.options import (
+    ModelDigests,
+    ModelSigners,
+    PolicyDigests,
+    ReferenceFile,
+    SimulatedRoot,
+    trusted_roots,
+)
 from cloister.cli.output import errors, one_line
 from cloister.errors import CloisterError, ConfigError
 
@@ -27,6 +34,9 @@ def proxy(
     ] = None,
     reference_values: ReferenceFile = None,
     simulated_root: SimulatedRoot = None,
+    model_digest: ModelDigests = None,
+    model_signer: ModelSigners = None,
+    policy_digest: PolicyDigests = None,
     max_age: Annotated[float, typer.Option(help="Seconds for which one verification is relied on.")] = 300.0,
     timeout: Annotated[float, typer.Option(help="Seconds for each network operation.")] = 60.0,
     host_name: Annotated[
@@ -55,7 +65,10 @@ def proxy(
     if reference_values is None:
         raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")
     host, port = _address(listen, allow_remote=allow_remote)
-    references, roots = ReferenceValues.from_toml(reference_values), trusted_roots(simulated_root)
+    references = ReferenceValues.from_toml(reference_values).demanding(
+        model_digest or (), model_signer or (), policy_digest or ()
+    )
+    roots = trusted_roots(simulated_root)
     # Once before the port opens, so that a wrong address or policy is known at the start.
     verify_service(url, reference_values=references, roots=roots, timeout_s=timeout)
     transport = AsyncOhttpTransport(

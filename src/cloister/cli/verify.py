@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cloister.cli.options import ConfigFile, Json, ReferenceFile, SimulatedRoot, moment, trusted_roots, unhex
+from cloister.cli.options import (
+    ConfigFile,
+    Json,
+    ModelDigests,
+    ModelSigners,
+    PolicyDigests,
+    ReferenceFile,
+    SimulatedRoot,
+    moment,
+    trusted_roots,
+    unhex,
+)
 from cloister.cli.output import claims_table, console, errors, fields_table, show_json, verdict_table
 from cloister.errors import ConfigError, MalformedInput, VerificationError
 
@@ -57,11 +68,16 @@ def verify(
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="File: verify as of this RFC 3339 time, not now.")
     ] = None,
+    model_digest: ModelDigests = None,
+    model_signer: ModelSigners = None,
+    policy_digest: PolicyDigests = None,
     config: ConfigFile = None,
     as_json: Json = False,
 ) -> None:
     """Verify evidence of a service or in a file, appraise it, and show the verdict."""
-    references = _references(reference_values, verify_only=verify_only)
+    references = _references(reference_values, verify_only=verify_only).demanding(
+        model_digest or (), model_signer or (), policy_digest or ()
+    )
     roots = trusted_roots(simulated_root)
     if target.startswith(("https://", "http://")):
         if any((nonce, report_data, scheme, endorsements, fetch, at)):
@@ -170,6 +186,8 @@ def bound_json(identity: ServiceIdentity) -> dict[str, Any]:
         "tls-key-sha256": base64.b64encode(hashlib.sha256(identity.tls_spki).digest()).decode(),
         "ohttp-key-config": base64.b64encode(identity.ohttp_key_config).decode(),
         "settings-digest": identity.settings_digest.hex(),
+        "policy-digest": identity.policy_digest.hex(),
+        "callers-digest": identity.callers_digest.hex(),
         "models": [asdict(model) for model in identity.models],
     }
 
@@ -185,5 +203,7 @@ def bound_facts(identity: ServiceIdentity) -> dict[str, str]:
         "TLS key": f"sha256 {hashlib.sha256(identity.tls_spki).hexdigest()[:32]}…",
         "OHTTP key": f"sha256 {hashlib.sha256(identity.ohttp_key_config).hexdigest()[:32]}…",
         "settings": f"sha384 {identity.settings_digest.hex()[:32]}…",
+        "access policy": f"sha384 {identity.policy_digest.hex()}",
+        "known callers": f"sha384 {identity.callers_digest.hex()[:32]}…",
         "models": models or "none",
     }

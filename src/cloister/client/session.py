@@ -50,6 +50,9 @@ class Client:
         timeout_s: float = 60.0,
         padding: bool = False,
         token: str = "",
+        model_digest: str | Sequence[str] = (),
+        model_signer: str | Sequence[str] = (),
+        policy_digest: str | Sequence[str] = (),
     ) -> None:
         """Set up; no connection is made yet.
 
@@ -62,10 +65,14 @@ class Client:
             timeout_s: for each network operation.
             padding: fill requests up to size classes, so that their length says less of what is in them.
             token: an API key or a JSON Web Token, where the service asks who calls; it travels sealed.
+            model_digest: SHA-256 that the container of every loaded model has to have; with ``NAME=`` or
+                ``NAME/VERSION=`` before it, that of this model. One of several, if more are given.
+            model_signer: the same for who signed it, as ``cloister verify`` shows it.
+            policy_digest: SHA-384 that the access policy in force has to have.
         """
         self._transport = OhttpTransport(
             url,
-            reference_values=reference_values,
+            reference_values=reference_values.demanding(model_digest, model_signer, policy_digest),
             roots=roots,
             max_age_s=max_age_s,
             timeout_s=timeout_s,
@@ -191,11 +198,14 @@ class AsyncClient:
         timeout_s: float = 60.0,
         padding: bool = False,
         token: str = "",
+        model_digest: str | Sequence[str] = (),
+        model_signer: str | Sequence[str] = (),
+        policy_digest: str | Sequence[str] = (),
     ) -> None:
         """Set up; no connection is made yet. See ``Client``."""
         self._transport = AsyncOhttpTransport(
             url,
-            reference_values=reference_values,
+            reference_values=reference_values.demanding(model_digest, model_signer, policy_digest),
             roots=roots,
             max_age_s=max_age_s,
             timeout_s=timeout_s,

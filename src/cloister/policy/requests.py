@@ -6,6 +6,7 @@ then the former one decides, and the log says what is wrong.
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ class RequestPolicy:
 
     def __init__(self, text: str, *, origin: str = "policy") -> None:
         self._policy = CedarPolicy(text, schema=shipped(REQUEST_SCHEMA), origin=origin)
+        self.digest = hashlib.sha384(text.encode()).digest()
+        """SHA-384 of the text: what ``sha384sum`` says of its file."""
 
     def decide(self, caller: Caller, action: Action, model: str, version: str, way: str) -> Decision:
         """Decide one request. Never raises: whatever goes wrong is a denial whose reason says so."""
@@ -128,7 +131,7 @@ class WatchedPolicy:
 
     def _load(self) -> RequestPolicy:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = self._path.read_bytes().decode("utf-8")
         except OSError as error:
             raise ConfigError(f"cannot read policy {self._path}: {error.strerror}") from error
         except UnicodeDecodeError as error:

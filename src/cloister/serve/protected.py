@@ -36,7 +36,7 @@ async def start_protected(
     1. The ports are bound, so that a taken one is known before any key is asked for.
     2. New TLS and OHTTP keys are made, in memory.
     3. The models are unlocked: the broker sees evidence of this machine, code and settings.
-    4. Evidence for callers binds the keys, the settings and the models that are loaded when it is asked for.
+    4. Evidence for callers binds the keys, the settings, and the policy and models of when it is asked for.
 
     Raises:
         CloisterError: any of these failed; nothing is served.
@@ -49,11 +49,17 @@ async def start_protected(
     api.control.use(store)
     await registry.load(await asyncio.to_thread(store.wanted, parse_wanted(settings.serve.models)))
 
+    access = api.access
+    if access is None:
+        raise ConfigError("protected mode without access control")
+
     def identity() -> ServiceIdentity:
         return ServiceIdentity(
             tls_spki=keys.tls_spki,
             ohttp_key_config=keys.gateway.key_config,
             settings_digest=digest,
+            policy_digest=access.policy_digest,
+            callers_digest=access.callers_digest,
             models=_loaded_models(registry),
         )
 

@@ -50,7 +50,14 @@ def ask(nonce: int) -> Request:
 
 def identity(key: bytes = b"k") -> ServiceIdentity:
     """What is bound."""
-    return ServiceIdentity(tls_spki=b"t", ohttp_key_config=key, settings_digest=bytes(48), models=())
+    return ServiceIdentity(
+        tls_spki=b"t",
+        ohttp_key_config=key,
+        settings_digest=bytes(48),
+        policy_digest=bytes(48),
+        callers_digest=bytes(48),
+        models=(),
+    )
 
 
 def test_one_quote_for_one_nonce() -> None:

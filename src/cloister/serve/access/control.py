@@ -8,12 +8,16 @@ that as well; with one that is wrong the answer is 401, never anonymous.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
+import rfc8785
 
 from cloister.errors import BadSignature, CloisterError, ConfigError, TransportError
 from cloister.policy.requests import ANONYMOUS, Action, Caller, FixedPolicy, WatchedPolicy
@@ -101,12 +105,23 @@ class AccessControl:
         self._clock = clock
         self._unknown_key = threading.Event()
         self._changes = 0
+        self._callers_digest = self._digest_callers()
         self._read_api_keys()
 
     @property
     def generation(self) -> int:
         """Changes whenever a decision could come out differently, but for the end of a credential."""
         return self._policy.generation + self._changes
+
+    @property
+    def policy_digest(self) -> bytes:
+        """SHA-384 of the policy that decides now."""
+        return self._policy.policy.digest
+
+    @property
+    def callers_digest(self) -> bytes:
+        """SHA-384 of what credentials are held against now."""
+        return self._callers_digest
 
     @property
     def counts(self) -> bool:
@@ -211,7 +226,16 @@ class AccessControl:
         if stamp != self._api_keys_seen:
             self._api_keys = read_api_keys(self._api_keys_path)
             self._api_keys_seen = stamp
+            self._callers_digest = self._digest_callers()
             self._changes += 1
+
+    def _digest_callers(self) -> bytes:
+        keys = sorted(self._api_keys.values(), key=lambda key: key.sha256)
+        document = {
+            "api-keys": [msgspec.to_builtins(key) for key in keys],
+            "issuers": [msgspec.to_builtins(issuer) for issuer, _ in self._issuers],
+        }
+        return hashlib.sha384(rfc8785.dumps(document)).digest()
 
 
 def _credential(name: bytes, value: bytes) -> bytes:

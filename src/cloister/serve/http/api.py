@@ -142,6 +142,11 @@ class Api:
         if control.takes_credentials:
             self._predictions.hides_credentials = True
 
+    @property
+    def access(self) -> AccessControl | None:
+        """Who decides about requests; None where everybody may ask."""
+        return self._door.control
+
     # What the hot path asks, and keeps as long as ``generation`` stays.
 
     @property

@@ -50,6 +50,11 @@ class Door:
         self._uses += 1
 
     @property
+    def control(self) -> AccessControl | None:
+        """Who decides besides the tokens."""
+        return self._control
+
+    @property
     def generation(self) -> int:
         """Changes whenever a decision could come out differently, but for the end of a credential."""
         control = self._control
