@@ -125,11 +125,14 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     unregister_timeout_s: float = 120.0
     """Longest wait for the requests of a model that is being unregistered."""
     cors_origin: str = ""
-    """Sent as Access-Control-Allow-Origin; empty turns CORS off."""
+    """Web origins whose pages may read answers, such as ``https://app.example``, separated by commas; ``*``
+    for any. Empty turns CORS off. Cookies are never let in."""
     cors_methods: str = ""
-    """Sent as Access-Control-Allow-Methods."""
+    """Sent as Access-Control-Allow-Methods; empty: with the answer to a preflight only, GET, POST, PUT,
+    DELETE."""
     cors_headers: str = ""
-    """Sent as Access-Control-Allow-Headers."""
+    """Sent as Access-Control-Allow-Headers; empty: with the answer to a preflight only, content-type,
+    authorization, x-api-key."""
     system_metrics: bool = True
     """Let the metrics speak of the machine's processors, memory and disk."""
     access_log: bool = False

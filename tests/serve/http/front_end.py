@@ -15,10 +15,12 @@ from cloister.serve.frames import Headers
 from cloister.serve.http import paths
 from cloister.serve.http.api import Way
 from cloister.serve.http.asgi import AsgiApp
+from cloister.serve.http.cors import Cors
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.jobs import Answer, Job
 from cloister.serve.listen import Listener, Listeners, bind
 from cloister.serve.stats import ModelStats
+from cloister.settings import ServeSettings
 
 LIMIT = 100_000
 TEXT = [(b"content-type", b"text/plain")]
@@ -62,6 +64,7 @@ class FakeApi:
         self.generation = 1
         self.counts = False
         self.gateway: Any = None
+        self.cors = Cors(ServeSettings())
         self.refused: Response | None = None
         self.handled: list[Request] = []
         self.cold_delay_s = 0.0

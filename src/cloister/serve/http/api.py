@@ -17,6 +17,7 @@ from cloister.serve.frames import Headers
 from cloister.serve.http import paths
 from cloister.serve.http.access import TokenAccess
 from cloister.serve.http.actions import Asked, asked_at, asked_by_call
+from cloister.serve.http.cors import Cors
 from cloister.serve.http.door import Door
 from cloister.serve.http.errors import method_not_allowed, not_found, plain_http_refused, render_failure
 from cloister.serve.http.gateway import GatewayEndpoint
@@ -115,7 +116,8 @@ class Api:
             )
         )
         self._evidence: Route | None = None
-        self._cors = _cors_headers(settings)
+        self.cors = Cors(settings)
+        """What pages of other origins may read; the transport says it."""
         self._by_class = [0] * 6
         self._oip = OpenInference(registry, self._predictions)
         asked: tuple[Part, ...] = (self._inference, self._oip)
@@ -161,7 +163,7 @@ class Api:
 
     def target(self, way: Way, method: str, path: str) -> Supervisor | None:
         """The model of a plain prediction; None for everything that ``handle`` has to answer."""
-        if self._cors or way not in INFERENCE_WAYS:
+        if self.cors.is_on or way not in INFERENCE_WAYS:
             return None
         try:
             return self._inference.target(method, split_path(path))
@@ -171,7 +173,7 @@ class Api:
     def hot(self, way: Way, method: str, path: str, headers: Headers) -> tuple[Supervisor | None, Headers]:
         """As ``target``, for the Open Inference Protocol too; with the headers that the model gets."""
         supervisor = self.target(way, method, path)
-        if supervisor is not None or self._cors or way not in INFERENCE_WAYS:
+        if supervisor is not None or self.cors.is_on or way not in INFERENCE_WAYS:
             return supervisor, self.model_headers(headers)
         try:
             return self._oip.hot(method, split_path(path), headers) or (None, headers)
@@ -230,8 +232,6 @@ class Api:
             response = error_response(500, "InternalServerException", "Internal error")
         if not any(name == b"x-request-id" for name, _ in response.headers):  # else its model has counted it
             self._by_class[min(response.status // 100, 5)] += 1
-        own = {name for name, _ in response.headers}
-        response.headers = [*response.headers, *(pair for pair in self._cors if pair[0] not in own)]
         return response
 
     async def handle_sealed(self, request: Request) -> Response:
@@ -354,12 +354,3 @@ def _token_for(way: Way, segments: list[str]) -> TokenKind | None:
         case ["models" | "workflows", *_] if way is Way.ALL:
             return TokenKind.MANAGEMENT
     return TokenKind.INFERENCE
-
-
-def _cors_headers(settings: ServeSettings) -> Headers:
-    pairs = (
-        (b"access-control-allow-origin", settings.cors_origin),
-        (b"access-control-allow-methods", settings.cors_methods),
-        (b"access-control-allow-headers", settings.cors_headers),
-    )
-    return [(name, value.encode("latin-1")) for name, value in pairs if value]

@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mutab
 from typing import Any, TypeVar
 
 from cloister.errors import CloisterError, MalformedInput, RequestTooLarge, TransportError
+from cloister.serve.frames import Headers
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.api import Api, Way
+from cloister.serve.http.cors import find_origin
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.gateway import GatewayEndpoint, is_streamed
 from cloister.serve.http.messages import Request, Response, error_response
@@ -47,6 +49,14 @@ class AsgiApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
+        cors = self.api.cors
+        if cors.is_on:
+            preflight = cors.preflight(scope)
+            if preflight is not None:
+                await send(_start(Response(204, preflight, b"")))
+                await send({"type": "http.response.body", "body": b""})
+                return
+            send = _saying(cors.headers(find_origin(scope["headers"])), send)
         path = scope["path"]
         refusal = self.api.refuse_early(self.way, path)
         if refusal is not None:
@@ -111,6 +121,18 @@ class AsgiApp:
         _check_length(scope, limit)
         async with asyncio.timeout(self.body_timeout_s):
             return await _read_pieces(receive, limit)
+
+
+def _saying(more: Headers, send: Send) -> Send:
+    """``send`` with further headers in the response, where it has none of their names."""
+
+    async def sending(event: Event) -> None:
+        if event["type"] == "http.response.start":
+            own = {name for name, _ in event["headers"]}
+            event["headers"] = [*event["headers"], *(pair for pair in more if pair[0] not in own)]
+        await send(event)
+
+    return sending
 
 
 def _is_streamed(scope: Scope) -> bool:

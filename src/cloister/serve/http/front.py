@@ -10,6 +10,7 @@ from typing import Protocol
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.api import Api, Way
+from cloister.serve.http.cors import find_origin
 from cloister.serve.http.gateway import REQUEST_TYPE
 from cloister.serve.http.heads import Head, HeadCache
 from cloister.serve.http.render import Renderer
@@ -93,7 +94,9 @@ class Front:
         if head.body_bytes > api.body_limit(head.path) or api.refuse_early(self.way, head.path) is not None:
             return False
         if head.path == paths.GATEWAY:
-            head.sealed = head.method == "POST" and api.gateway is not None and _is_sealed(head)
+            # A page's answer needs headers that the hot path does not write.
+            page = api.cors.is_on and bool(find_origin(head.headers))
+            head.sealed = head.method == "POST" and api.gateway is not None and _is_sealed(head) and not page
             return head.sealed
         supervisor, head.model_headers = api.hot(self.way, head.method, head.path, head.headers)
         if supervisor is None or api.admit(self.way, supervisor, head.headers) is not None:
