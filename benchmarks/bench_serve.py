@@ -23,17 +23,14 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
-
-import faults  # noqa: E402
-from load import Load, run_wrk  # noqa: E402
-from protected import seal_bodies, start_protected  # noqa: E402
-from servers import PACKAGES, Running, start  # noqa: E402
+from rig import faults
+from rig.protected import SEALED_TYPE, seal_bodies, start_protected_tiny
+from rig.servers import Running
+from rig.tiny_servers import BODY, NAMES, start
+from rig.wrk import Load, run_wrk
 
 CASES = ("speed", "protected", "poison", "kill", "huge", "slow")
 NO_BATCHING = frozenset({"fastapi"})
-SEALED_TYPE = "message/ohttp-req"
 SEALED_PER_S = 12_000
 """More sealed requests than this per second are not sent."""
 FIGURES = ("requests_per_s", "p50_ms", "p99_ms")
@@ -78,16 +75,18 @@ def measure_protected(report: Report, work: Path, batching: bool, seconds: float
     label = " batching" if batching else ""
     with (
         tempfile.TemporaryDirectory(dir=work) as folder,
-        start_protected(batching=batching, work=Path(folder)) as server,
+        start_protected_tiny(batching=batching, work=Path(folder)) as server,
     ):
         body = Path(folder, "body")
-        body.write_text(server.tls.body)
-        measure_speed(report, server.tls, body, label, seconds)
+        body.write_text(BODY)
+        measure_speed(report, server.over_tls("tiny", BODY), body, label, seconds)
+        url = server.over_ohttp("tiny", BODY).url
         for connections in (1, 64):
-            seal_bodies(server.plain, body, int(SEALED_PER_S * seconds) // (1 if connections > 1 else 4))
+            sealed = Path(folder, "sealed")
+            seal_bodies(server, sealed, int(SEALED_PER_S * seconds) // (1 if connections > 1 else 4))
             load = run_wrk(
-                server.plain.url,
-                body,
+                url,
+                sealed,
                 connections=connections,
                 seconds=seconds,
                 content_type=SEALED_TYPE,
@@ -140,9 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--peers", default="mosec", help=f"comma-separated, of {', '.join(PACKAGES)}; or none"
-    )
+    parser.add_argument("--peers", default="mosec", help=f"comma-separated, of {', '.join(NAMES)}; or none")
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="per run of wrk")
@@ -201,7 +198,7 @@ def _speed_round(report: Report, peers: list[str], environments: Path, work: Pat
 
 def _write_body(work: Path, server: Running) -> Path:
     body = work / f"{server.name}.body"
-    body.write_text(server.body)
+    body.write_text(str(server.body))
     return body
 
 

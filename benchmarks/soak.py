@@ -3,7 +3,7 @@
 Usage: python benchmarks/soak.py [--seconds 1800] [--kill-every 30] [--growth 0.05] [--seed 1] [--json]
 
 A real `cloister serve` in open mode has four models with two workers each. Callers of eight kinds
-(`peers/mixed.py`) ask it at the same time: good JSON, chunked bodies, pictures, streamed answers, slow
+(`rig/mixed.py`) ask it at the same time: good JSON, chunked bodies, pictures, streamed answers, slow
 senders, malformed requests, bodies over the limit, and requests whose callers go away. Every so often
 a worker is killed. It fails (exit code 1) if
 
@@ -33,11 +33,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PEERS = Path(__file__).resolve().parent / "peers"
-sys.path.insert(0, str(PEERS))
+from rig.mixed import CALLERS, GOOD, MixedLoad
+from rig.servers import Running, free_port, stop, wait_ready
 
-from mixed import CALLERS, GOOD, MixedLoad  # noqa: E402
-from servers import Running, free_port, stop, wait_ready  # noqa: E402
+RIG = Path(__file__).resolve().parent / "rig"
 
 MODELS = {"numbers": 16, "images": 4, "parts": 1, "digest": 4}
 """Each model's batch size."""
@@ -118,7 +117,7 @@ def serve(work: Path, tmpfs: Path) -> Iterator[Running]:
     for name, size in MODELS.items():
         config = work / f"{name}.yaml"
         config.write_text(json.dumps({"minWorkers": WORKERS, "maxWorkers": WORKERS, "batchSize": size}))
-        handler = PEERS / "soak_handler.py"
+        handler = RIG / "soak_handler.py"
         pack_archive(store / f"{name}.mar", name=name, version="1.0", handler=handler, config_file=config)
     port, log = free_port(), work / "server.log"
     settings = work / "serve.toml"

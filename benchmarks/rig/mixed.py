@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from soak_handler import PARTS, scaled
+from rig.soak_handler import PARTS, scaled
 
 BIG_BYTES = 64 << 20
 TIMEOUT_S = 60.0

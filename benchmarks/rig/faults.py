@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from load import Load, run_wrk
-from servers import Running
+from rig.servers import Running
+from rig.wrk import Load, run_wrk
 
 HERE = Path(__file__).resolve().parent
 BAD_BODIES = ("[1, 2, 3]", "[1, 2", '{"a": 1}', '["x", 1, 2, 3]', "null", "[[1, 2, 3, 4]]")

@@ -47,7 +47,9 @@ def run_wrk(
     ]
     environment = {**os.environ, "BODY_FILE": str(body), "CONTENT_TYPE": content_type}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
-    line = next(line for line in found.stdout.splitlines() if line.startswith("{"))
+    line = next((line for line in found.stdout.splitlines() if line.startswith("{")), None)
+    if line is None:
+        raise SystemExit(f"wrk at {url} said nothing: {found.stdout[-500:]} {found.stderr[-500:]}")
     result = json.loads(line)
     return Load(
         requests_per_s=result["requests"] / result["us"] * 1e6,
