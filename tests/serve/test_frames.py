@@ -180,3 +180,19 @@ def test_poll_never_waits() -> None:
         ours.close()
         with pytest.raises(WorkerLost):
             reader.poll()
+
+
+def test_a_read_says_whether_more_may_be_there() -> None:
+    """After a read that took all there was, nobody has to look again; frames that came with it count."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader = FrameSocket[Any](theirs, ToWorker)  # type: ignore[arg-type]
+        assert not reader.drained
+        raw = b"".join(encode_frame(Stop()))
+        ours.sendall(raw)
+        assert reader.read() is not None
+        assert reader.drained
+        ours.sendall(raw + raw)
+        assert reader.read() is not None
+        assert not reader.drained
+        assert reader.poll() is not None

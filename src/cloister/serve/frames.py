@@ -326,10 +326,16 @@ class FrameSocket(Generic[Message]):
         self._socket = connection
         self._decoder = FrameDecoder(kind, payload_limit=payload_limit)
         self._ready: list[Frame[Message]] = []
+        self._drained = False
 
     def fileno(self) -> int:
         """The socket's descriptor."""
         return self._socket.fileno()
+
+    @property
+    def drained(self) -> bool:
+        """Whether the last ``read`` took all that was there: a ``poll`` right after it would find nothing."""
+        return self._drained and not self._ready
 
     def read(self) -> Frame[Message] | None:
         """The next frame, or None at the end of the stream.
@@ -338,11 +344,13 @@ class FrameSocket(Generic[Message]):
             MalformedInput: not a frame.
             WorkerLost: the stream broke, or ended inside a frame.
         """
+        self._drained = False
         while not self._ready:
             data = self._receive()
             if not data:
                 self._decoder.end()
                 return None
+            self._drained = len(data) < _READ_BYTES
             self._ready = self._decoder.feed(data)
             self._ready.reverse()
         return self._ready.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import Callable
 
@@ -18,7 +17,7 @@ from cloister.serve.placement import Placement, count_gpus
 from cloister.serve.process import WorkerProcess, WorkerSpec
 from cloister.serve.seat import Seat, Worker, WorkerView, memory_bytes
 from cloister.serve.stats import ModelStats
-from cloister.serve.tmpfs import PrivateFolder
+from cloister.serve.tmpfs import PrivateFolder, remove_folder
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 30.0
@@ -226,7 +225,7 @@ class Pool:
         def clean_up() -> None:
             self._placement.give_back(place)
             self._indices.pop(seat, None)
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove_folder(scratch)
 
         worker.on_end = lambda _: self._ended(seat, clean_up)
         self._indices[seat] = index

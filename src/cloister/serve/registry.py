@@ -13,13 +13,11 @@ import msgspec
 from cloister.errors import ConfigError, ModelNotFound
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.placement import Placement
-from cloister.serve.process import WorkerSpec
 from cloister.serve.refusals import AlreadyRegistered, VersionNotFound
-from cloister.serve.sandbox.plan import plan_for
 from cloister.serve.sources import ModelSource, version_order
+from cloister.serve.spec import worker_spec
 from cloister.serve.supervisor import Supervisor
 from cloister.serve.tmpfs import PrivateFolder, remove_folder, remove_stale
-from cloister.serve.torchserve.metrics_file import read_model_metrics
 from cloister.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -227,17 +225,13 @@ class Registry:
         settings = self._settings
         if settings.remote_only:
             config = msgspec.structs.replace(config, min_workers=0, max_workers=0)
-        spec = WorkerSpec(
+        spec = worker_spec(
+            settings,
+            config,
             name=source.name,
             version=source.version,
             model_dir=folder if settings.remote_only else await asyncio.to_thread(source.place, folder),
             handler=config.handler or source.handler,
-            protected=settings.mode == "protected",
-            batch_size=config.batch_size,
-            idempotent=config.idempotent,
-            envelope=settings.service_envelope,
-            metrics=read_model_metrics(Path(settings.metrics_config)) if settings.metrics_config else (),
-            sandbox=plan_for(settings),
         )
         if self._placement is None:
             self._placement = Placement(settings.worker_cores, threads=settings.worker_threads)

@@ -74,13 +74,16 @@ class Session:
         waiting, clock = self._waiting, self._clock
         polled = clock()
         while True:
+            looked = False
             if not waiting:
                 self._flush()
                 frame = self._frames.read()
                 if frame is None or not self._take(frame):
                     return 0
-                # What was there already may be followed by its cancellation: `polled` stays what it was.
-            if len(waiting) < self._batch_size or clock() - polled > POLL_S:
+                # Looking again costs a system call for each request of a single caller. What was there
+                # already may be followed by its cancellation, but that would have come in the same read.
+                looked = self._frames.drained
+            if not looked and (len(waiting) < self._batch_size or clock() - polled > POLL_S):
                 while (frame := self._frames.poll()) is not None:
                     if not self._take(frame):
                         return 0

@@ -60,6 +60,58 @@ def test_found_by_content(tmp_path: Path) -> None:
     asyncio.run(work())
 
 
+def test_a_worker_elsewhere_is_as_one_here(tmp_path: Path) -> None:
+    """Envelope, metrics and limits of the host's settings reach its workers as a frontend's reach its own."""
+    archive = pack(tmp_path, "own", SOURCE)
+    key = ModelKey("own", "1.0", hashlib.sha256(archive.read_bytes()).hexdigest())
+    metrics = tmp_path / "metrics.yaml"
+    metrics.write_text(
+        "model_metrics:\n  counter:\n    - name: Seen\n      unit: count\n      dimensions: [model]\n"
+    )
+    settings = ServeSettings(
+        mode="open",
+        model_store=str(tmp_path),
+        service_envelope="json",
+        metrics_config=str(metrics),
+        sandbox="best-effort",
+        worker_memory_mb=700,
+    )
+    config = ModelConfig(batch_size=3, idempotent=False)
+
+    async def work() -> None:
+        with PrivateFolder(tmp_path) as folders:
+            models = HostModels(settings, None, folders, clock=Clock())
+            await models.look()
+            async with models.using(key, config) as spec:
+                assert (spec.envelope, [item.name for item in spec.metrics]) == ("json", ["Seen"])
+                assert (spec.batch_size, spec.idempotent) == (3, False)
+                assert (spec.sandbox.level, spec.sandbox.memory_bytes) == ("best-effort", 700 << 20)
+
+    asyncio.run(work())
+
+
+def test_an_idle_model_goes_whole(tmp_path: Path) -> None:
+    """What is forgotten leaves nothing in memory, folders included that may not be written."""
+    archive = pack(tmp_path, "own", SOURCE)
+    key = ModelKey("own", "1.0", hashlib.sha256(archive.read_bytes()).hexdigest())
+    clock = Clock()
+
+    async def work() -> None:
+        with PrivateFolder(tmp_path) as folders:
+            models = host(tmp_path, folders, clock)
+            await models.look()
+            async with models.using(key, ModelConfig()) as spec:
+                inner = spec.model_dir / "inner"
+                inner.mkdir()
+                (inner / "file").write_text("x")
+                inner.chmod(0o500)
+            clock.now = KEEP_S + 1
+            models._forget_idle()
+            assert list(folders.path.iterdir()) == []
+
+    asyncio.run(work())
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     """Another digest, a changed archive and an impossible name are refused; nothing is written for them."""
     archive = pack(tmp_path, "own", SOURCE)

@@ -35,6 +35,23 @@ class Handler:
             answers.append(json.dumps(found))
         return answers
 """
+MIXED = """
+import time
+
+def kind(context, index):
+    if context.get_request_header(index, "describe") == "True":
+        return "describe"
+    return "explain" if context.get_request_header(index, "explain") == "True" else "predict"
+
+def handle(data, context):
+    if data is None:
+        return None
+    time.sleep(0.05)
+    kinds = [kind(context, index) for index in range(len(data))]
+    if len(set(kinds)) > 1:
+        raise RuntimeError("explanations among predictions")
+    return [{"kind": "describe"}] if kinds == ["describe"] else [kinds] * len(data)
+"""
 DESCRIBED = """
 def handle(data, context):
     if data is None:
@@ -90,6 +107,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
         ("show", "1.0", SHOW),
         ("described", "1.0", DESCRIBED),
         ("slow", "1.0", SLOW),
+        ("mixed", "1.0", MIXED),
         ("measuring", "1.0", MEASURING),
         ("broken", "1.0", "import no_such_module\n"),
     ):
@@ -162,6 +180,36 @@ def test_what_a_handler_is_told(server: TorchServe) -> None:
         assert pretended.json()["explain"] is None
     fields = server.ask("inference", "GET", "/show/predict?data=test&other=1").json()["fields"]
     assert {"data", "other"} <= set(fields)
+
+
+def test_an_explanation_is_alone(server: TorchServe) -> None:
+    """Explanations and descriptions are in no batch with predictions, whose handler would mix them up."""
+    register = "/models?url=mixed.mar&initial_workers=1&batch_size=8&max_batch_delay=50"
+    assert server.manage("POST", register).status_code == 200
+    try:
+        asked = [
+            ("inference", "POST", "/predictions/mixed"),
+            ("inference", "POST", "/explanations/mixed"),
+            ("inference", "POST", "/v1/models/mixed:explain"),
+            ("inference", "POST", "/v2/models/mixed/explain"),
+            ("inference", "POST", "/predictions/mixed"),
+            ("management", "GET", "/models/mixed?customized=true"),
+        ] * 4
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(lambda item: server.ask(*item, content=b"x"), asked))
+        sizes = set()
+        for (_, _, path), answer in zip(asked, answers, strict=True):
+            assert answer.status_code == 200, answer.text
+            if "customized" in path:
+                assert answer.json()[0]["customizedMetadata"] == {"kind": "describe"}
+                continue
+            kinds = answer.json()
+            assert set(kinds) == {"explain" if "explain" in path or "explanations" in path else "predict"}
+            sizes.add(len(kinds))
+            assert len(kinds) == 1 or "predictions" in path
+        assert max(sizes) > 1  # predictions did share batches meanwhile
+    finally:
+        server.manage("DELETE", "/models/mixed")
 
 
 def test_invocations_by_form(server: TorchServe) -> None:

@@ -134,7 +134,7 @@ class Inference:
         if url_path:
             headers.append((b"url_path", url_path.encode()))
         asked = Request(request.method, request.path, request.query, headers, request.content)
-        return await self._predictions.answer(asked, name, version)
+        return await self._predictions.answer(asked, name, version, alone=explain)
 
 
 def without_own(headers: Headers) -> Headers:

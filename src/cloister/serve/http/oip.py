@@ -109,7 +109,7 @@ class OpenInference:
         model = self._registry.find(name, version)
         headers = _model_headers(request, model, explain=explain)
         asked = Request("POST", request.path, b"", headers, request.content)
-        return await self._predictions.answer(asked, name, version)
+        return await self._predictions.answer(asked, name, version, alone=explain)
 
     def _ready(self, request: Request, document: dict[str, Any], ready: bool) -> Response:
         if request.method not in ("GET", "HEAD"):

@@ -60,27 +60,37 @@ class Predictions:
             return [pair for pair in headers if pair[0] not in _CREDENTIALS]
         return headers
 
-    async def answer(self, request: Request, name: str, version: str | None) -> Response:
-        """The model's answer, or an error in TorchServe's form."""
+    async def answer(
+        self, request: Request, name: str, version: str | None, *, alone: bool = False
+    ) -> Response:
+        """The model's answer, or an error in TorchServe's form.
+
+        Args:
+            alone: in no batch with others. For all that is not a prediction: handlers look at the first
+                request of a batch to see what is asked of it.
+        """
         try:
             supervisor = self._registry.find(name, version).supervisor
         except CloisterError as error:
             return render_failure(error)
         request_id = next_request_id()
         try:
-            response = await self._ask(supervisor, request, request_id)
+            response = await self._ask(supervisor, request, request_id, alone=alone)
         except CloisterError as error:
             response = render_failure(error)
         response.headers = [*response.headers, (b"x-request-id", request_id.encode())]
         return response
 
-    async def _ask(self, supervisor: Supervisor, request: Request, request_id: str) -> Response:
+    async def _ask(
+        self, supervisor: Supervisor, request: Request, request_id: str, *, alone: bool
+    ) -> Response:
         parts = supervisor.stream(
             self.model_headers(request.headers),
             request.query,
             request.content,
             priority=find_priority(request.headers),
             request_id=request_id,
+            alone=alone,
         )
         first = await anext(parts)
         response = render_answer(first)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -17,10 +16,10 @@ from cloister.serve.plain_store import PlainStore
 from cloister.serve.process import WorkerSpec
 from cloister.serve.remote.digests import Digests, stored_models
 from cloister.serve.remote.messages import ModelKey
-from cloister.serve.sandbox.plan import plan_for
 from cloister.serve.sources import ModelSource, is_model_name
 from cloister.serve.sources import ModelStore as Store
-from cloister.serve.tmpfs import PrivateFolder
+from cloister.serve.spec import worker_spec
+from cloister.serve.tmpfs import PrivateFolder, remove_folder
 from cloister.serve.unlock import SealedStore
 from cloister.settings import ServeSettings
 
@@ -72,7 +71,7 @@ class HostModels:
 
         Raises:
             MalformedInput: not a model's name.
-        ModelNotFound: the store has nothing with this digest any more.
+            ModelNotFound: the store has nothing with this digest any more.
             VerificationError, KeyUnavailable, TransportError: its key was not to be had.
             ConfigError: it cannot be placed.
         """
@@ -86,15 +85,13 @@ class HostModels:
                 if placed.folder is None:
                     await self._place(key, config, placed)
             assert placed.folder is not None
-            yield WorkerSpec(
+            yield worker_spec(
+                self._settings,
+                config,
                 name=key.name,
                 version=key.version,
                 model_dir=placed.folder,
                 handler=placed.handler,
-                protected=self._settings.mode == "protected",
-                batch_size=config.batch_size,
-                idempotent=config.idempotent,
-                sandbox=plan_for(self._settings),
             )
         finally:
             placed.users -= 1
@@ -111,7 +108,7 @@ class HostModels:
         try:
             placed.folder = await asyncio.to_thread(source.place, folder)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_folder(folder)
             raise
         finally:
             source.close()
@@ -137,4 +134,4 @@ class HostModels:
             if not placed.users and now - placed.idle_since > KEEP_S:
                 del self._placed[key]
                 if placed.made is not None:
-                    shutil.rmtree(placed.made, ignore_errors=True)
+                    remove_folder(placed.made)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -17,7 +16,7 @@ from cloister.serve.remote.bridge import End, join
 from cloister.serve.remote.channel import Channel
 from cloister.serve.remote.messages import Assign, Attach
 from cloister.serve.remote.models import HostModels
-from cloister.serve.tmpfs import PrivateFolder
+from cloister.serve.tmpfs import PrivateFolder, remove_folder
 
 ENDING_S = 1.0
 """A worker process without a connection is ended after this."""
@@ -104,7 +103,7 @@ async def _serve(
             await ended.wait()
         link.close()
         placement.give_back(place)
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove_folder(scratch)
 
 
 def pick_gpu(config: ModelConfig, slot: int) -> int | None:
