@@ -24,6 +24,7 @@ from typing import Any
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.simulated.platform import SimulatedPlatform
+from cloister.client.sealing import StreamedAnswer
 from cloister.client.session import Client
 from cloister.crypto.hpke import Kem
 from cloister.ohttp import chunked
@@ -35,8 +36,8 @@ from cloister.ohttp.bhttp import (
     render_request,
     render_response,
 )
-from cloister.ohttp.bhttp_stream import Writer
 from cloister.ohttp.capsule import KeyConfig, open_request, seal_request
+from cloister.ohttp.chunked_message import MessageSealer
 from cloister.ohttp.gateway import Gateway, GatewayKey
 from cloister.ohttp.replay import ReplayGuard, render_date
 from cloister.policy.requests import WatchedPolicy
@@ -181,10 +182,28 @@ class Endpoint:
 
     def _seal_chunked(self, content: bytes) -> bytes:
         sealer = chunked.RequestSealer(self.config)
-        parts = [sealer.begin(), sealer.seal(Writer.head(self.message(b"")))]
-        for at in range(0, len(content), chunked.PIECE_BYTES):
-            parts.append(sealer.seal(Writer.content(content[at : at + chunked.PIECE_BYTES])))
-        return b"".join((*parts, sealer.seal(Writer.end(), final=True)))
+        return MessageSealer(sealer, self.message(b"")).whole(content)
+
+    def caller_us(self, content: bytes, runs: int, *, out: bool) -> float:
+        """The caller's side of the same: sealing a chunked request with ``out``, or opening the answer."""
+        if out:
+            return _each_us(lambda _: self._seal_chunked(content), [None] * runs)
+        answers = []
+        for _ in range(runs):
+            sealer = chunked.RequestSealer(self.config)
+            with self.http.open_stream() as upload:
+                upload.receive(MessageSealer(sealer, self.message(b"")).whole(b"x"))
+                upload.finish()
+            answer = upload.seal(messages.Response(200, list(HEADERS), content)).content
+            assert isinstance(answer, bytes)
+            answers.append((answer, StreamedAnswer(sealer.response_opener())))
+
+        def read(item: tuple[bytes, StreamedAnswer]) -> None:
+            raw, opener = item
+            parts = [opener.receive(raw[at : at + (1 << 16)]) for at in range(0, len(raw), 1 << 16)]
+            assert len(b"".join((*parts, opener.finish()))) == len(content)
+
+        return _each_us(read, answers)
 
 
 def measure_endpoint(folder: Path) -> dict[str, float]:
@@ -200,6 +219,8 @@ def measure_endpoint(folder: Path) -> dict[str, float]:
         "small_chunked_us": round(endpoint.chunked_us(small, 2000, out=False), 1),
         "large_chunked_in_gb_per_s": speed(endpoint.chunked_us(large, 8, out=False)),
         "large_chunked_out_gb_per_s": speed(endpoint.chunked_us(large, 8, out=True)),
+        "caller_large_chunked_out_gb_per_s": speed(endpoint.caller_us(large, 8, out=True)),
+        "caller_large_chunked_in_gb_per_s": speed(endpoint.caller_us(large, 8, out=False)),
     }
 
 

@@ -17,6 +17,7 @@ from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import make_bundle
 from cloister.attest.simulated.platform import SimulatedPlatform
 from cloister.client.session import Client
+from cloister.crypto.hpke import Kem
 from cloister.errors import (
     BadCiphertext,
     BindingMismatch,
@@ -88,6 +89,13 @@ def test_predict(service: SealedService, make_client: MakeClient) -> None:
         "type": "application/octet-stream",
         "content": base64.b64encode(b"abc").decode(),
     }
+
+
+@pytest.mark.parametrize("kem", list(Kem))
+def test_every_kind_of_key(service: SealedService, make_client: MakeClient, kem: Kem) -> None:
+    """Which kind of key seals is the service's choice, and the caller's code is the same for all."""
+    service.gateway = Gateway.generate(kem)
+    assert make_client().predict("echo", b"abc").status == 200
 
 
 def test_lazy_import() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+from hashlib import sha256, shake_256
+from pathlib import Path
 from typing import Any
 
 import pyhpke
 import pytest
 from cryptography.hazmat.primitives import hpke as other_hpke
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +21,8 @@ from cloister.errors import BadCiphertext, MalformedInput
 from tests.vectors import vector
 
 X25519 = Kem.X25519_HKDF_SHA256
-KEYS = {kem: PrivateKey.derive(kem, b"\x07" * 32) for kem in Kem}
+HYBRID = Kem.MLKEM768_X25519
+KEYS = {kem: PrivateKey.from_bytes(kem, b"\x07" * 32) for kem in Kem}
 BASE, EXPORT_ONLY = 0, 0xFFFF
 
 
@@ -91,6 +95,77 @@ def test_second_implementation_opens_what_we_seal() -> None:
     assert other.decrypt(sender.enc + sender.seal(b"prompt"), theirs, b"info") == b"prompt"
     sealed = other.encrypt(b"answer", theirs.public_key(), b"info")
     assert suite.setup_recipient(sealed[:32], ours, b"info").open(sealed[32:]) == b"answer"
+
+
+def test_hybrid_vector() -> None:
+    """The recipient's side of MLKEM768-X25519 gives what draft-ietf-hpke-pq publishes."""
+    case = json.loads(Path(__file__).with_name("mlkem768_x25519.json").read_text())
+    suite = find_suite(case["kem_id"], case["kdf_id"], case["aead_id"])
+    key = PrivateKey.from_bytes(suite.kem, bytes.fromhex(case["skRm"]))
+    assert sha256(key.public.raw).hexdigest() == case["pkRm_sha256"]
+    context = suite.setup_recipient(bytes.fromhex(case["enc"]), key, bytes.fromhex(case["info"]))
+    for item in case["encryptions"]:
+        assert context.open(bytes.fromhex(item["ct"]), bytes.fromhex(item["aad"])).hex() == item["pt"]
+    for item in case["exports"]:
+        assert (
+            context.export(bytes.fromhex(item["exporter_context"]), item["L"]).hex() == item["exported_value"]
+        )
+
+
+def test_second_implementation_of_the_hybrid() -> None:
+    """HPKE of the cryptography package has the same KEM in other code than ours, and agrees."""
+    mlkem, x25519 = MLKEM768PrivateKey.generate(), X25519PrivateKey.generate()
+    theirs = other_hpke.MLKEM768X25519PrivateKey(mlkem, x25519)
+    suite = find_suite(HYBRID, Kdf.HKDF_SHA256, Aead.AES_256_GCM)
+    other = other_hpke.Suite(
+        other_hpke.KEM.MLKEM768_X25519, other_hpke.KDF.HKDF_SHA256, other_hpke.AEAD.AES_256_GCM
+    )
+    raw = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+    sender = suite.setup_sender(PublicKey(HYBRID, raw), b"info")
+    assert other.decrypt(sender.enc + sender.seal(b"prompt"), theirs, b"info") == b"prompt"
+    ours = KEYS[HYBRID]
+    expanded = shake_256(b"\x07" * 32).digest(96)
+    public = other_hpke.MLKEM768X25519PrivateKey(
+        MLKEM768PrivateKey.from_seed_bytes(expanded[:64]), X25519PrivateKey.from_private_bytes(expanded[64:])
+    ).public_key()
+    sealed = other.encrypt(b"answer", public, b"info")
+    assert suite.setup_recipient(sealed[:1120], ours, b"info").open(sealed[1120:]) == b"answer"
+
+
+def test_both_halves_of_the_hybrid_count() -> None:
+    """A changed byte in either half of ``enc`` or of the public key gives another secret, or is refused."""
+    suite = find_suite(HYBRID, Kdf.HKDF_SHA256, Aead.AES_128_GCM)
+    key = KEYS[HYBRID]
+    sender = suite.setup_sender(key.public, b"")
+    ct = sender.seal(b"secret")
+    for place in (0, 1087, 1088, 1118):
+        enc = bytearray(sender.enc)
+        enc[place] ^= 1
+        with pytest.raises(BadCiphertext):
+            suite.setup_recipient(bytes(enc), key, b"").open(ct)
+    for place in (1183, 1184):
+        raw = bytearray(key.public.raw)
+        raw[place] ^= 1
+        other = suite.setup_sender(PublicKey(HYBRID, bytes(raw)), b"")
+        with pytest.raises(BadCiphertext):
+            suite.setup_recipient(other.enc, key, b"").open(other.seal(b"secret"))
+
+
+def test_unusable_hybrid_keys() -> None:
+    """Coefficients out of range, and an X25519 half of low order, are refused; so is DeriveKeyPair."""
+    suite = find_suite(HYBRID, Kdf.HKDF_SHA256, Aead.AES_128_GCM)
+    good = KEYS[HYBRID].public.raw
+    with pytest.raises(MalformedInput, match="public key"):
+        PublicKey(HYBRID, b"\xff" * 1184 + good[1184:])
+    with pytest.raises(MalformedInput, match="low order"):
+        suite.setup_sender(PublicKey(HYBRID, good[:1184] + bytes(32)), b"")
+    enc = suite.setup_sender(KEYS[HYBRID].public, b"").enc
+    with pytest.raises(MalformedInput, match="enc"):
+        suite.setup_recipient(enc[:1088] + bytes(32), KEYS[HYBRID], b"")
+    with pytest.raises(MalformedInput, match="derived"):
+        PrivateKey.derive(HYBRID, bytes(32))
+    with pytest.raises(MalformedInput, match="public key"):
+        suite.setup_sender(KEYS[HYBRID].public, b"", ephemeral=KEYS[HYBRID])
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: f"{suite.kem.name}-{suite.aead.name}")

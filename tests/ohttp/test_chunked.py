@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from cloister.crypto.hpke import Aead, Kdf, Kem, PrivateKey
 from cloister.errors import BadCiphertext, CloisterError, MalformedInput
 from cloister.ohttp.capsule import KeyConfig
-from cloister.ohttp.chunked import MAX_CHUNK_BYTES, RequestOpener, RequestSealer
+from cloister.ohttp.chunked import (
+    MAX_CHUNK_BYTES,
+    MAX_SMALL_CHUNKS,
+    PIECE_BYTES,
+    SMALL_BYTES,
+    RequestOpener,
+    RequestSealer,
+)
 from cloister.ohttp.varint import render_varint
 from tests.vectors import vector
 
@@ -156,6 +163,30 @@ def test_memory_of_a_half_open_stream_is_bounded() -> None:
         open_stream(begin + b"\x00" + bytes(MAX_CHUNK_BYTES + 1))
     with pytest.raises(MalformedInput, match="limit"):
         open_stream(begin + render_varint(15) + bytes(15))
+
+
+@pytest.mark.parametrize("size", [1, 1000, PIECE_BYTES, MAX_CHUNK_BYTES - 16])
+@pytest.mark.parametrize("part", [1, 17, 16_399, 1 << 16, 1 << 20])
+def test_chunks_of_any_size_in_parts_of_any_size(size: int, part: int) -> None:
+    """What a sender chooses as chunks and what the network makes of them are independent."""
+    pieces = [bytes([number % 256]) * size for number in range(max(2, 60_000 // (size * 30)))]
+    raw, _ = seal_stream(pieces)
+    assert open_stream(raw, list(range(0, len(raw), part)))[0] == b"".join(pieces)
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES - 1])
+def test_very_many_small_chunks_are_refused(size: int) -> None:
+    """A request cannot make the gateway open chunks without end that bring next to nothing."""
+    sealer = RequestSealer(CONFIG)
+    opener = RequestOpener()
+    opener.receive(sealer.begin())
+    opener.open_with(KEY)
+    piece = bytes(size)
+    for _ in range(4):
+        opener.receive(b"".join([sealer.seal(piece) for _ in range(MAX_SMALL_CHUNKS // 4)]))
+    opener.receive(sealer.seal(bytes(SMALL_BYTES)))
+    with pytest.raises(MalformedInput, match="small chunks"):
+        opener.receive(sealer.seal(piece))
 
 
 def test_nothing_follows_an_error() -> None:

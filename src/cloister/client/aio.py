@@ -257,6 +257,6 @@ async def _parts(sealed: StreamedRequest, request: httpx.Request) -> AsyncIterat
     assert isinstance(request.stream, httpx.AsyncByteStream)
     yield sealed.begin()
     async for data in request.stream:
-        for part in sealed.content(data):
+        if part := sealed.content(data):
             yield part
     yield sealed.end()

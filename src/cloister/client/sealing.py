@@ -6,7 +6,6 @@ Whole messages are RFC 9458's; streamed ones are chunked OHTTP. Method, path, he
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import httpx
@@ -21,7 +20,7 @@ from cloister.errors import (
     UnknownKeyConfig,
 )
 from cloister.ohttp import bhttp, chunked
-from cloister.ohttp.bhttp_stream import Reader, Writer
+from cloister.ohttp.bhttp_stream import Reader
 from cloister.ohttp.capsule import (
     KEY_PROBLEM,
     REQUEST_TYPE,
@@ -30,7 +29,8 @@ from cloister.ohttp.capsule import (
     ResponseOpener,
     seal_request,
 )
-from cloister.ohttp.padding import pad, padded_bytes
+from cloister.ohttp.chunked_message import MessageSealer
+from cloister.ohttp.padding import pad
 from cloister.ohttp.replay import render_date
 
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
@@ -67,37 +67,13 @@ def seal_whole(
 
 
 class StreamedRequest:
-    """A request that is sealed as its content comes."""
+    """A request that is sealed as its content comes: ``begin``, ``content``, ``end``; or ``whole``."""
 
     def __init__(self, config: KeyConfig, request: httpx.Request, *, padding: bool = False) -> None:
-        self._padding = padding
-        self._bytes = 0
-        self._head = Writer.head(_to_bhttp(request, b""))
         self._sealer = chunked.RequestSealer(config)
-
-    def begin(self) -> bytes:
-        """Sent first: everything but the content."""
-        return self._sealer.begin() + self._sealer.seal(self._head)
-
-    def content(self, data: bytes) -> Iterator[bytes]:
-        """More of the content."""
-        for start in range(0, len(data), chunked.PIECE_BYTES):
-            piece = Writer.content(data[start : start + chunked.PIECE_BYTES])
-            self._bytes += len(piece)
-            yield self._sealer.seal(piece)
-
-    def end(self) -> bytes:
-        """Sent last."""
-        length = len(self._head) + self._bytes + len(Writer.end())
-        padding = padded_bytes(length) - length if self._padding else 0
-        end = Writer.end(padding=padding)
-        pieces = [end[at : at + chunked.PIECE_BYTES] for at in range(0, len(end), chunked.PIECE_BYTES)]
-        sealed = [self._sealer.seal(piece) for piece in pieces[:-1]]
-        return b"".join((*sealed, self._sealer.seal(pieces[-1], final=True)))
-
-    def whole(self, content: bytes) -> bytes:
-        """All of it at once."""
-        return b"".join((self.begin(), *self.content(content), self.end()))
+        message = MessageSealer(self._sealer, _to_bhttp(request, b""), pad=padding)
+        self.begin, self.content = message.begin, message.content
+        self.end, self.whole = message.end, message.whole
 
     def answer(self) -> StreamedAnswer:
         """What opens the answer."""
@@ -122,7 +98,8 @@ class StreamedAnswer:
         Raises:
             BadCiphertext, MalformedInput: forged, or not a response.
         """
-        return b"".join([self._reader.receive(piece) for piece in self._opener.receive(data)])
+        parts = [part for piece in self._opener.receive(data) for part in self._reader.receive_parts(piece)]
+        return b"".join(parts)
 
     def finish(self) -> bytes:
         """The rest of the content, at the end of the stream.

@@ -266,5 +266,6 @@ def _parts(sealed: StreamedRequest, request: httpx.Request) -> Iterator[bytes]:
     assert isinstance(request.stream, httpx.SyncByteStream)
     yield sealed.begin()
     for data in request.stream:
-        yield from sealed.content(data)
+        if part := sealed.content(data):
+            yield part
     yield sealed.end()

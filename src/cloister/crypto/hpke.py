@@ -1,9 +1,8 @@
-"""HPKE (RFC 9180) in base mode, with the exporter: a typed edge around pyhpke.
+"""HPKE (RFC 9180) in base mode, with the exporter.
 
-The receiving side's key schedule is our own (``hpke_schedule``), for speed.
-
-The library parses keys leniently and raises its own errors; here a key has exactly the length that its KEM
-serializes to, and only errors of this package come out. Suites are a closed table, ``SUITES``.
+Key encapsulation (``kem``) and encryption (``aead``) are libraries'; the key schedule between them is our
+own (``hpke_schedule``), for speed. A key has exactly the length that its KEM serializes to, and only errors
+of this package come out. Suites are a closed table, ``SUITES``.
 """
 
 from __future__ import annotations
@@ -12,50 +11,28 @@ import enum
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from types import MappingProxyType
-from typing import Self, cast
+from typing import Any, Self
 
-import pyhpke
-from cryptography.exceptions import InvalidTag
-
+from cloister.crypto.aead import NONCE_BYTES, Aead, AeadKey, AeadSequence, Buffer
 from cloister.crypto.hpke_schedule import expand, hmac_sha256, labeled_expand, schedule
-from cloister.errors import BadCiphertext, CloisterError, MalformedInput
+from cloister.crypto.kem import KEMS, Kem
+from cloister.errors import BadCiphertext, MalformedInput
 
-_P256_UNCOMPRESSED = 0x04
+__all__ = [
+    "SUITES", "Aead", "Kdf", "Kem", "PrivateKey", "PublicKey", "RecipientContext", "SenderContext", "Suite",
+    "find_kem", "find_suite",
+]  # fmt: skip
+
 _SUITE_ID = struct.Struct(">4sHHH")
-
-
-class Kem(enum.IntEnum):
-    """Key encapsulation (RFC 9180, section 7.1)."""
-
-    P256_HKDF_SHA256 = 0x0010
-    X25519_HKDF_SHA256 = 0x0020
-
-    @property
-    def public_bytes(self) -> int:
-        """Length of a serialized public key, which is also that of ``enc`` (Npk, Nenc)."""
-        return 65 if self is Kem.P256_HKDF_SHA256 else 32
-
-    @property
-    def private_bytes(self) -> int:
-        """Length of a serialized private key (Nsk)."""
-        return 32
 
 
 class Kdf(enum.IntEnum):
     """Key derivation (RFC 9180, section 7.2)."""
 
     HKDF_SHA256 = 0x0001
-
-
-class Aead(enum.IntEnum):
-    """Encryption (RFC 9180, section 7.3)."""
-
-    AES_128_GCM = 0x0001
-    AES_256_GCM = 0x0002
-    CHACHA20_POLY1305 = 0x0003
 
 
 class PublicKey:
@@ -67,18 +44,16 @@ class PublicKey:
         """Parse ``raw``.
 
         Raises:
-            MalformedInput: wrong length, or not a point of the curve.
+            MalformedInput: wrong length, or not a key of this kind, such as no point of the curve.
         """
         if len(raw) != kem.public_bytes:
             raise MalformedInput(
                 f"{kem.name} public key: expected {kem.public_bytes} bytes, found {len(raw)}"
             )
-        if kem is Kem.P256_HKDF_SHA256 and raw[0] != _P256_UNCOMPRESSED:
-            raise MalformedInput(f"{kem.name} public key: not an uncompressed point")
         try:
-            self._key = _KEMS[kem].deserialize_public_key(raw)
+            self._key = KEMS[kem].parse_public(raw)
         except ValueError as error:
-            raise MalformedInput(f"{kem.name} public key: not a point of the curve") from error
+            raise MalformedInput(f"{kem.name} public key: not one of this kind") from error
         self.kem = kem
         self.raw = raw
 
@@ -97,16 +72,16 @@ class PrivateKey:
 
     __slots__ = ("_key", "kem", "public")
 
-    def __init__(self, kem: Kem, key: pyhpke.KEMKeyInterface) -> None:
+    def __init__(self, kem: Kem, key: Any) -> None:
         self.kem = kem
         self._key = key
-        self.public = PublicKey(
-            kem, pyhpke.KEMKey.from_pyca_cryptography_key(key.raw.public_key()).to_public_bytes()
-        )
+        self.public = PublicKey(kem, KEMS[kem].public_of(key))
 
     @classmethod
     def generate(cls, kem: Kem = Kem.X25519_HKDF_SHA256) -> Self:
         """A new key from the system's random source."""
+        if kem is Kem.MLKEM768_X25519:
+            return cls.from_bytes(kem, os.urandom(kem.private_bytes))
         return cls.derive(kem, os.urandom(kem.private_bytes))
 
     @classmethod
@@ -114,7 +89,10 @@ class PrivateKey:
         """DeriveKeyPair of RFC 9180, section 7.1.3: the same ``ikm`` gives the same key."""
         if len(ikm) < kem.private_bytes:
             raise MalformedInput(f"ikm: expected at least {kem.private_bytes} bytes, found {len(ikm)}")
-        return cls(kem, _KEMS[kem].derive_key_pair(ikm).private_key)
+        try:
+            return cls(kem, KEMS[kem].derive_private(ikm))
+        except ValueError as error:
+            raise MalformedInput(f"{kem.name} private key: cannot be derived") from error
 
     @classmethod
     def from_bytes(cls, kem: Kem, raw: bytes) -> Self:
@@ -126,7 +104,7 @@ class PrivateKey:
         if len(raw) != kem.private_bytes:
             raise MalformedInput(f"{kem.name} private key: expected {kem.private_bytes} bytes")
         try:
-            return cls(kem, _KEMS[kem].deserialize_private_key(raw))
+            return cls(kem, KEMS[kem].parse_private(raw))
         except ValueError as error:
             raise MalformedInput(f"{kem.name} private key: out of range") from error
 
@@ -144,17 +122,16 @@ class Suite:
     kem: Kem
     kdf: Kdf
     aead: Aead
-    _suite: pyhpke.CipherSuite = field(repr=False, compare=False)
 
     @property
     def key_bytes(self) -> int:
         """Length of an AEAD key (Nk)."""
-        return self._suite.aead.key_size
+        return self.aead.key_bytes
 
     @property
     def nonce_bytes(self) -> int:
         """Length of an AEAD nonce (Nn)."""
-        return self._suite.aead.nonce_size
+        return NONCE_BYTES
 
     def setup_sender(
         self, recipient: PublicKey, info: bytes, *, ephemeral: PrivateKey | None = None
@@ -167,15 +144,16 @@ class Suite:
         Raises:
             MalformedInput: the recipient's key is of another KEM or of low order.
         """
-        pair = None
-        if ephemeral is not None:
-            pair = pyhpke.KEMKeyPair(ephemeral._key, ephemeral.public._key)
         self._same_kem(recipient.kem)
+        if ephemeral is not None:
+            self._same_kem(ephemeral.kem)
         try:
-            enc, context = self._suite.create_sender_context(recipient._key, info, eks=pair)
+            given = None if ephemeral is None else ephemeral._key
+            shared_secret, enc = KEMS[self.kem].encap(recipient._key, given)
         except ValueError as error:
             raise MalformedInput(f"{self.kem.name} public key: of low order") from error
-        return SenderContext(enc, context)
+        messages, exporter = self._schedule(shared_secret, info)
+        return SenderContext(enc, messages, exporter)
 
     def setup_recipient(self, enc: bytes, key: PrivateKey, info: bytes) -> RecipientContext:
         """SetupBaseR.
@@ -184,17 +162,13 @@ class Suite:
             MalformedInput: ``enc`` is not a public key of this KEM, or of low order.
         """
         self._same_kem(key.kem)
-        if len(enc) != self.kem.public_bytes:
-            raise MalformedInput(f"enc: expected {self.kem.public_bytes} bytes, found {len(enc)}")
-        if self.kem is Kem.P256_HKDF_SHA256 and enc[0] != _P256_UNCOMPRESSED:
-            raise MalformedInput("enc: not an uncompressed point")
+        if len(enc) != self.kem.enc_bytes:
+            raise MalformedInput(f"enc: expected {self.kem.enc_bytes} bytes, found {len(enc)}")
         try:
-            shared_secret = self._suite.kem.decap(enc, key._key)
+            shared_secret = KEMS[self.kem].decap(enc, key._key)
         except ValueError as error:
             raise MalformedInput(f"enc: not a usable {self.kem.name} key") from error
-        suite_id = _SUITE_ID.pack(b"HPKE", self.kem, self.kdf, self.aead)
-        keys = schedule(shared_secret, suite_id, info, self.key_bytes, self.nonce_bytes)
-        return RecipientContext(self._suite.aead.import_key(keys[0]), keys[1], keys[2], suite_id)
+        return RecipientContext(*self._schedule(shared_secret, info))
 
     def extract(self, salt: bytes, ikm: bytes) -> bytes:
         """Extract of the suite's KDF, without HPKE's labels."""
@@ -204,91 +178,65 @@ class Suite:
         """Expand of the suite's KDF, without HPKE's labels."""
         return expand(prk, info, length)
 
-    def aead_seal(self, key: bytes, nonce: bytes, pt: bytes, aad: bytes = b"") -> bytes:
-        """Encrypt once under a key that was derived outside of an HPKE context."""
-        return self._suite.aead.import_key(key).seal(pt, nonce, aad)
-
-    def aead_open(self, key: bytes, nonce: bytes, ct: bytes | memoryview, aad: bytes = b"") -> bytes:
-        """Inverse of ``aead_seal``.
-
-        Raises:
-            BadCiphertext: it does not authenticate.
-        """
-        try:
-            return self._suite.aead.import_key(key).open(cast(bytes, ct), nonce, aad)
-        except (InvalidTag, ValueError, OverflowError) as error:
-            raise BadCiphertext("ciphertext does not authenticate") from error
-
     def aead_key(self, key: bytes) -> AeadKey:
-        """As ``aead_seal`` and ``aead_open``, for many messages under one key, each with its own nonce."""
-        return AeadKey(self._suite.aead.import_key(key))
+        """For messages under a key that was derived outside of an HPKE context."""
+        return AeadKey(self.aead, key)
+
+    def _schedule(self, shared_secret: bytes, info: bytes) -> tuple[AeadSequence, Exporter]:
+        """KeySchedule in base mode, the same for both sides."""
+        suite_id = _SUITE_ID.pack(b"HPKE", self.kem, self.kdf, self.aead)
+        key, base_nonce, secret = schedule(shared_secret, suite_id, info, self.key_bytes, NONCE_BYTES)
+        return AeadSequence(AeadKey(self.aead, key), base_nonce), Exporter(secret, suite_id)
 
     def _same_kem(self, kem: Kem) -> None:
         if kem is not self.kem:
             raise MalformedInput(f"key of another KEM: expected {self.kem.name}, found {kem.name}")
 
 
-class AeadKey:
-    """A key of an AEAD; nonces are the caller's to keep apart."""
+class Exporter:
+    """Derives secrets that both sides know (RFC 9180, section 5.3)."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_secret", "_suite_id")
 
-    def __init__(self, key: pyhpke.AEADKeyInterface) -> None:
-        self._key = key
+    def __init__(self, secret: bytes, suite_id: bytes) -> None:
+        self._secret = secret
+        self._suite_id = suite_id
 
-    def seal(self, nonce: bytes, pt: bytes, aad: bytes = b"") -> bytes:
-        """Encrypt one message."""
-        return self._key.seal(pt, nonce, aad)
-
-    def open(self, nonce: bytes, ct: bytes, aad: bytes = b"") -> bytes:
-        """Inverse of ``seal``.
-
-        Raises:
-            BadCiphertext: it does not authenticate.
-        """
-        try:
-            return self._key.open(ct, nonce, aad)
-        except (InvalidTag, ValueError, OverflowError) as error:
-            raise BadCiphertext("ciphertext does not authenticate") from error
+    def export(self, exporter_context: bytes, length: int) -> bytes:
+        """A secret of ``length`` bytes."""
+        return labeled_expand(self._secret, self._suite_id, b"sec", exporter_context, length)
 
 
 class SenderContext:
     """Encrypts in order, to one recipient."""
 
-    __slots__ = ("_context", "enc")
+    __slots__ = ("_exporter", "_messages", "enc")
 
-    def __init__(self, enc: bytes, context: pyhpke.ContextInterface) -> None:
+    def __init__(self, enc: bytes, messages: AeadSequence, exporter: Exporter) -> None:
         self.enc = enc
-        self._context = context
+        self._messages = messages
+        self._exporter = exporter
 
-    def seal(self, pt: bytes, aad: bytes = b"") -> bytes:
+    def seal(self, pt: Buffer, aad: bytes = b"") -> bytes:
         """Encrypt the next message."""
-        try:
-            return self._context.seal(pt, aad)
-        except pyhpke.SealError as error:
-            raise CloisterError("HPKE could not encrypt: message too long") from error
+        return self._messages.seal(pt, aad)
 
     def export(self, exporter_context: bytes, length: int) -> bytes:
         """A secret of ``length`` bytes that both sides can derive."""
-        return self._context.export(exporter_context, length)
+        return self._exporter.export(exporter_context, length)
 
 
 class RecipientContext:
     """Decrypts in order. One failure ends it: what follows a forged message is not believed either."""
 
-    __slots__ = ("_base_nonce", "_exporter_secret", "_failed", "_key", "_sequence", "_suite_id")
+    __slots__ = ("_exporter", "_failed", "_messages")
 
-    def __init__(
-        self, key: pyhpke.AEADKeyInterface, base_nonce: bytes, exporter_secret: bytes, suite_id: bytes
-    ) -> None:
-        self._key = key
-        self._base_nonce = base_nonce
-        self._exporter_secret = exporter_secret
-        self._suite_id = suite_id
-        self._sequence = 0
+    def __init__(self, messages: AeadSequence, exporter: Exporter) -> None:
+        self._messages = messages
+        self._exporter = exporter
         self._failed = False
 
-    def open(self, ct: bytes | memoryview, aad: bytes = b"") -> bytes:
+    def open(self, ct: Buffer, aad: bytes = b"") -> bytes:
         """Decrypt the next message.
 
         Raises:
@@ -297,21 +245,14 @@ class RecipientContext:
         if self._failed:
             raise BadCiphertext("this context already met a message that does not authenticate")
         try:
-            opened = self._key.open(cast(bytes, ct), self._nonce(), aad)
-        except (InvalidTag, ValueError, OverflowError) as error:
+            return self._messages.open(ct, aad)
+        except BadCiphertext:
             self._failed = True
-            raise BadCiphertext("ciphertext does not authenticate") from error
-        self._sequence += 1
-        return opened
-
-    def _nonce(self) -> bytes:
-        """ComputeNonce of RFC 9180, section 5.2."""
-        base = self._base_nonce
-        return (int.from_bytes(base, "big") ^ self._sequence).to_bytes(len(base), "big")
+            raise
 
     def export(self, exporter_context: bytes, length: int) -> bytes:
         """A secret of ``length`` bytes that both sides can derive."""
-        return labeled_expand(self._exporter_secret, self._suite_id, b"sec", exporter_context, length)
+        return self._exporter.export(exporter_context, length)
 
 
 def find_suite(kem_id: int, kdf_id: int, aead_id: int) -> Suite:
@@ -339,12 +280,6 @@ def find_kem(kem_id: int) -> Kem:
         raise MalformedInput(f"unsupported HPKE KEM: 0x{kem_id:04x}") from error
 
 
-def _make_suite(kem: Kem, kdf: Kdf, aead: Aead) -> Suite:
-    library = pyhpke.CipherSuite.new(pyhpke.KEMId(kem), pyhpke.KDFId(kdf), pyhpke.AEADId(aead))
-    return Suite(kem, kdf, aead, library)
-
-
 SUITES: Mapping[tuple[int, int, int], Suite] = MappingProxyType(
-    {(kem, kdf, aead): _make_suite(kem, kdf, aead) for kem in Kem for kdf in Kdf for aead in Aead}
+    {(kem, kdf, aead): Suite(kem, kdf, aead) for kem in Kem for kdf in Kdf for aead in Aead}
 )
-_KEMS = {kem: SUITES[kem, Kdf.HKDF_SHA256, Aead.AES_128_GCM]._suite.kem for kem in Kem}

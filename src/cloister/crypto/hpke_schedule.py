@@ -1,7 +1,7 @@
-"""HPKE's key schedule in base mode with HKDF-SHA256 (RFC 9180, sections 4 and 5.1), for the receiving side.
+"""HPKE's key schedule in base mode with HKDF-SHA256 (RFC 9180, sections 4 and 5.1).
 
 A gateway runs it for every request. The library's own takes three times as long, most of it in making HMAC
-objects; what depends on the suite and ``info`` alone is kept here. Encapsulation and AEAD stay the library's.
+objects; what depends on the suite and ``info`` alone is kept here. Encapsulation and AEAD stay libraries'.
 """
 
 from __future__ import annotations

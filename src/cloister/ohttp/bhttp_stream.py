@@ -51,7 +51,7 @@ class Reader(Generic[Message]):
 
     def __init__(self, kind: type[Message]) -> None:
         self._kind: type[Request] | type[Response] = kind
-        self._rest = bytearray()
+        self._rest = b""
         self._state = _State.HEAD
         self._left = 0
         self._chunks = 0
@@ -67,17 +67,30 @@ class Reader(Generic[Message]):
         Raises:
             MalformedInput: anything that RFC 9292 calls invalid, or over a limit.
         """
+        return b"".join(self.receive_parts(data))
+
+    def receive_parts(self, data: bytes) -> list[bytes]:
+        """As ``receive``, for who gathers content: parts of it, and ``data`` itself where it is content only.
+
+        Raises:
+            MalformedInput: as ``receive``.
+        """
         if self._failed:
             raise MalformedInput("this message failed before")
-        self._rest += data
+        if self._state is _State.CONTENT and len(data) < self._left:
+            self._left -= len(data)
+            return [data]
         content: list[bytes] = []
+        raw = self._rest + data if self._rest else data
+        position = 0
         try:
-            while self._step(content):
-                pass
+            while (after := self._step(raw, position, content)) > position:
+                position = after
         except MalformedInput:
             self._failed = True
             raise
-        return b"".join(content)
+        self._rest = raw[position:]
+        return content
 
     def finish(self) -> None:
         """The stream has ended.
@@ -88,39 +101,36 @@ class Reader(Generic[Message]):
         if self._failed or self._state is _State.CONTENT:
             raise MalformedInput("message: truncated in its content")
         if self._state is _State.HEAD:
-            self.head = self._parse(bytes(self._rest))
+            self.head = self._parse(self._rest)
         elif self._state is _State.LENGTH and (self._rest or self._chunks):
             raise MalformedInput("message: truncated in its content")
         elif self._state is _State.TRAILERS and self._rest:
             raise MalformedInput("message: truncated in its trailers")
 
-    def _step(self, content: list[bytes]) -> bool:
-        """One part of the message; False if more bytes are needed."""
+    def _step(self, raw: bytes, position: int, content: list[bytes]) -> int:
+        """Read one part of the message at ``position``; the place behind, or the same if more is needed."""
+        if position == len(raw):
+            return position
         if self._state is _State.PADDING:
-            if any(self._rest):
+            if raw.count(0, position) != len(raw) - position:
                 raise MalformedInput("padding: not zero")
-            self._rest.clear()
-            return False
+            return len(raw)
         if self._state is _State.CONTENT:
-            with memoryview(self._rest) as rest:
-                taken = bytes(rest[: self._left])
-            del self._rest[: len(taken)]
+            taken = raw[position : position + self._left]
             content.append(taken)
             self._left -= len(taken)
-            if self._left:
-                return False
-            self._state = _State.LENGTH if self._indeterminate else _State.TRAILERS
-            return bool(self._rest)
+            if not self._left:
+                self._state = _State.LENGTH if self._indeterminate else _State.TRAILERS
+            return position + len(taken)
         looked_at = MAX_VARINT_BYTES if self._state is _State.LENGTH else MAX_HEAD_BYTES
-        cursor = _PartCursor(bytes(self._rest[:looked_at]))
+        cursor = _PartCursor(raw[position : position + looked_at])
         try:
             self._part(cursor)
         except _Short:
-            if len(self._rest) >= MAX_HEAD_BYTES:
+            if len(raw) - position >= MAX_HEAD_BYTES:
                 raise MalformedInput("message: head or trailers over the limit") from None
-            return False
-        del self._rest[: cursor.position]
-        return bool(self._rest)
+            return position
+        return position + cursor.position
 
     def _part(self, cursor: _PartCursor) -> None:
         if self._state is _State.HEAD:

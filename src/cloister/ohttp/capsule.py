@@ -170,7 +170,7 @@ class ResponseOpener:
             raise BadCiphertext(f"encapsulated response: truncated at {len(capsule)} bytes")
         key, nonce = _response_keys(self._suite, self._enc, self._secret, capsule[:size])
         try:
-            return self._suite.aead_open(key, nonce, memoryview(capsule)[size:])
+            return self._suite.aead_key(key).open(nonce, memoryview(capsule)[size:])
         except BadCiphertext as error:
             raise BadCiphertext("encapsulated response: does not authenticate") from error
 
@@ -194,7 +194,7 @@ class ResponseSealer:
         if response_nonce is None:
             response_nonce = os.urandom(max(self._suite.nonce_bytes, self._suite.key_bytes))
         key, nonce = _response_keys(self._suite, self._enc, self._secret, response_nonce)
-        return response_nonce + self._suite.aead_seal(key, nonce, response)
+        return response_nonce + self._suite.aead_key(key).seal(nonce, response)
 
 
 def seal_request(
@@ -246,7 +246,7 @@ def request_enc(capsule: bytes, suite: Suite) -> bytes:
     Raises:
         MalformedInput: truncated.
     """
-    end = HEADER_BYTES + suite.kem.public_bytes
+    end = HEADER_BYTES + suite.kem.enc_bytes
     if len(capsule) < end + TAG_BYTES:
         raise MalformedInput(f"encapsulated request: truncated at {len(capsule)} bytes")
     return capsule[HEADER_BYTES:end]

@@ -16,6 +16,9 @@ A response has a random nonce of max(Nn, Nk) bytes for a header, and its chunks 
 follows from the request (section 6.2), with the chunk's number in the AEAD nonce.
 
 A stream that was cut has no final chunk: ``finish`` raises, and what came before is the caller's to forget.
+
+Bytes are copied as seldom as that allows: pieces are encrypted from views, and chunks that came whole are
+opened where they lie. A request of very many very small chunks is refused: each costs as much as a large one.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-from cloister.crypto.hpke import AeadKey, PrivateKey, RecipientContext, SenderContext, Suite, find_suite
+from cloister.crypto.aead import AeadSequence, Buffer
+from cloister.crypto.hpke import PrivateKey, RecipientContext, SenderContext, Suite, find_suite
 from cloister.errors import BadCiphertext, MalformedInput
 from cloister.ohttp.capsule import HEADER_BYTES, TAG_BYTES, CapsuleHeader, KeyConfig, pack_header
 from cloister.ohttp.varint import render_varint
@@ -36,6 +40,9 @@ PIECE_BYTES = 1 << 14
 """How much plaintext this package puts into a chunk; every receiver takes chunks of this size (section 3)."""
 MAX_CHUNK_BYTES = (1 << 16) + TAG_BYTES
 """Longest ciphertext of one chunk that is accepted: what a half-open stream can keep in memory."""
+SMALL_BYTES = 256
+MAX_SMALL_CHUNKS = 1 << 16
+"""So many chunks of less plaintext than ``SMALL_BYTES`` may a request have; they cost about 0.2 s."""
 
 _FINAL: Final = b"final"
 _REQUEST_LABEL = b"message/bhttp chunked request"
@@ -61,8 +68,12 @@ class RequestSealer:
         """The header, to be sent first."""
         return self._begin
 
-    def seal(self, piece: bytes, *, final: bool = False) -> bytes:
+    def seal(self, piece: Buffer, *, final: bool = False) -> bytes:
         """The next chunk; a piece that is not the last one must not be empty."""
+        return b"".join(self.seal_parts(piece, final=final))
+
+    def seal_parts(self, piece: Buffer, *, final: bool = False) -> tuple[bytes, bytes]:
+        """As ``seal``: its frame and its ciphertext, for who joins many."""
         if self._done:
             raise MalformedInput("chunked request: the final chunk was made before")
         self._done = final
@@ -81,20 +92,23 @@ class ResponseSealer:
         self, suite: Suite, enc: bytes, secret: bytes, *, response_nonce: bytes | None = None
     ) -> None:
         self._nonce = os.urandom(_secret_bytes(suite)) if response_nonce is None else response_nonce
-        self._keys = _ResponseKeys(suite, enc, secret, self._nonce)
+        self._messages = _response_messages(suite, enc, secret, self._nonce)
         self._done = False
 
     def begin(self) -> bytes:
         """The nonce, to be sent first."""
         return self._nonce
 
-    def seal(self, piece: bytes, *, final: bool = False) -> bytes:
+    def seal(self, piece: Buffer, *, final: bool = False) -> bytes:
         """The next chunk."""
+        return b"".join(self.seal_parts(piece, final=final))
+
+    def seal_parts(self, piece: Buffer, *, final: bool = False) -> tuple[bytes, bytes]:
+        """As ``seal``: its frame and its ciphertext, for who joins many."""
         if self._done:
             raise MalformedInput("chunked response: the final chunk was made before")
         self._done = final
-        nonce = self._keys.next_nonce()
-        return _frame(self._keys.key.seal(nonce, piece, _FINAL if final else b""), final)
+        return _frame(self._messages.seal(piece, _FINAL if final else b""), final)
 
 
 class RequestOpener:
@@ -127,7 +141,7 @@ class RequestOpener:
             self.header = CapsuleHeader.parse(bytes(self._rest[:HEADER_BYTES]))
             self._suite = find_suite(self.header.kem_id, self.header.kdf_id, self.header.aead_id)
         if self._suite is not None and not self.enc:
-            end = HEADER_BYTES + self._suite.kem.public_bytes
+            end = HEADER_BYTES + self._suite.kem.enc_bytes
             if len(self._rest) >= end:
                 self.enc = bytes(self._rest[HEADER_BYTES:end])
         if not self.enc and len(self._rest) > MAX_CHUNK_BYTES:
@@ -144,9 +158,7 @@ class RequestOpener:
             raise MalformedInput("chunked request: truncated header")
         context = self._suite.setup_recipient(self.enc, key, _info(bytes(self._rest[:HEADER_BYTES])))
         self._context = context
-        self._chunks = _Chunks(
-            lambda ct, final: context.open(ct, _FINAL if final else b""), what="chunked request"
-        )
+        self._chunks = _Chunks(context.open, what="chunked request", max_small=MAX_SMALL_CHUNKS)
         rest = bytes(self._rest[HEADER_BYTES + len(self.enc) :])
         self._rest.clear()
         return self._chunks.receive(rest)
@@ -189,11 +201,8 @@ class ResponseOpener:
         size = _secret_bytes(self._suite)
         if len(self._rest) < size:
             return []
-        keys = _ResponseKeys(self._suite, self._enc, self._secret, bytes(self._rest[:size]))
-        self._chunks = _Chunks(
-            lambda ct, final: keys.key.open(keys.next_nonce(), ct, _FINAL if final else b""),
-            what="chunked response",
-        )
+        messages = _response_messages(self._suite, self._enc, self._secret, bytes(self._rest[:size]))
+        self._chunks = _Chunks(messages.open, what="chunked response")
         rest = bytes(self._rest[size:])
         self._rest.clear()
         return self._chunks.receive(rest)
@@ -212,9 +221,13 @@ class ResponseOpener:
 class _Chunks:
     """Cuts a stream into chunks and opens each. One failure ends it."""
 
-    def __init__(self, open_chunk: Callable[[bytes, bool], bytes], *, what: str) -> None:
+    def __init__(
+        self, open_chunk: Callable[[Buffer, bytes], bytes], *, what: str, max_small: int | None = None
+    ) -> None:
         self._open, self._what = open_chunk, what
+        self._small_left = max_small
         self._rest = bytearray()
+        """The beginning of a chunk that is not whole yet, its length included; then the final one."""
         self._final = False
         self._failed = False
 
@@ -225,7 +238,7 @@ class _Chunks:
             return self._receive(data)
         except (BadCiphertext, MalformedInput):
             self._failed = True
-            self._rest.clear()
+            self._rest = bytearray()
             raise
 
     def finish(self) -> bytes:
@@ -233,56 +246,77 @@ class _Chunks:
             self._failed = True
             raise BadCiphertext(f"{self._what}: the stream was cut")
         self._failed = True  # nothing may follow
-        return self._opened(bytes(self._rest), final=True)
+        return self._opened(self._rest, _FINAL)
 
     def _receive(self, data: bytes) -> list[bytes]:
-        self._rest += data
         pieces: list[bytes] = []
-        position = 0
+        position = self._complete(data, pieces) if self._rest and not self._final else 0
+        view = memoryview(data)
         while not self._final:
-            size, start = _peek_varint(self._rest, position)
+            size, start = _peek_varint(data, position)
             if start < 0:
                 break
             if size == 0:
-                self._final = True
-                position = start
+                self._final, position = True, start
                 break
-            if not TAG_BYTES <= size <= MAX_CHUNK_BYTES:
-                raise MalformedInput(f"{self._what}: chunk of {size} bytes, limit is {MAX_CHUNK_BYTES}")
-            if len(self._rest) - start < size:
+            self._check(size)
+            end = start + size
+            if end > len(data):
                 break
-            with memoryview(self._rest) as rest:
-                ct = bytes(rest[start : start + size])
-            pieces.append(self._opened(ct, final=False))
-            position = start + size
-        del self._rest[:position]
+            pieces.append(self._opened(view[start:end], b""))
+            position = end
+        self._rest += view[position:]
         if self._final and len(self._rest) > MAX_CHUNK_BYTES:
             raise MalformedInput(f"{self._what}: final chunk of over {MAX_CHUNK_BYTES} bytes")
         return pieces
 
-    def _opened(self, ct: bytes, *, final: bool) -> bytes:
+    def _complete(self, data: bytes, pieces: list[bytes]) -> int:
+        """Fill up the chunk that was begun before; how much of ``data`` that took."""
+        position = 0
+        while True:
+            size, start = _peek_varint(self._rest, 0)
+            if start >= 0:
+                break
+            if position == len(data):
+                return position
+            self._rest.append(data[position])
+            position += 1
+        if size == 0:
+            self._final = True
+            self._rest = bytearray()
+            return position
+        self._check(size)
+        missing = start + size - len(self._rest)
+        taken = data[position : position + missing]
+        self._rest += taken
+        if len(taken) == missing:
+            pieces.append(self._opened(memoryview(self._rest)[start:], b""))
+            self._rest = bytearray()  # not cleared: an error's traceback may hold the view
+        return position + len(taken)
+
+    def _check(self, size: int) -> None:
+        if not TAG_BYTES <= size <= MAX_CHUNK_BYTES:
+            raise MalformedInput(f"{self._what}: chunk of {size} bytes, limit is {MAX_CHUNK_BYTES}")
+
+    def _opened(self, ct: Buffer, aad: bytes) -> bytes:
+        if self._small_left is not None and len(ct) < SMALL_BYTES + TAG_BYTES:
+            self._small_left -= 1
+            if self._small_left < 0:
+                raise MalformedInput(f"{self._what}: more than {MAX_SMALL_CHUNKS} small chunks")
         try:
-            return self._open(ct, final)
+            return self._open(ct, aad)
         except BadCiphertext as error:
             raise BadCiphertext(f"{self._what}: a chunk does not authenticate") from error
 
 
-class _ResponseKeys:
-    def __init__(self, suite: Suite, enc: bytes, secret: bytes, response_nonce: bytes) -> None:
-        prk = suite.extract(enc + response_nonce, secret)
-        self.key: AeadKey = suite.aead_key(suite.expand(prk, b"key", suite.key_bytes))
-        self._nonce = int.from_bytes(suite.expand(prk, b"nonce", suite.nonce_bytes), "big")
-        self._bytes = suite.nonce_bytes
-        self._count = 0
-
-    def next_nonce(self) -> bytes:
-        """Section 6.2: the base nonce XOR the number of the chunk."""
-        nonce = (self._nonce ^ self._count).to_bytes(self._bytes, "big")
-        self._count += 1
-        return nonce
+def _response_messages(suite: Suite, enc: bytes, secret: bytes, response_nonce: bytes) -> AeadSequence:
+    """Section 6.2: key and base nonce of an answer."""
+    prk = suite.extract(enc + response_nonce, secret)
+    key = suite.aead_key(suite.expand(prk, b"key", suite.key_bytes))
+    return AeadSequence(key, suite.expand(prk, b"nonce", suite.nonce_bytes))
 
 
-def _peek_varint(raw: bytearray, position: int) -> tuple[int, int]:
+def _peek_varint(raw: Buffer, position: int) -> tuple[int, int]:
     """Value and the position after it; (0, -1) where it is not there whole."""
     if position >= len(raw):
         return 0, -1
@@ -293,8 +327,8 @@ def _peek_varint(raw: bytearray, position: int) -> tuple[int, int]:
     return int.from_bytes(raw[position:end], "big") & ((1 << (8 * size - 2)) - 1), end
 
 
-def _frame(ct: bytes, final: bool) -> bytes:
-    return b"\x00" + ct if final else render_varint(len(ct)) + ct
+def _frame(ct: bytes, final: bool) -> tuple[bytes, bytes]:
+    return (b"\x00" if final else render_varint(len(ct))), ct
 
 
 def _info(header: bytes) -> bytes:

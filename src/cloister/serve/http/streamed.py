@@ -12,9 +12,9 @@ from typing import Self
 
 from cloister.errors import CloisterError, MalformedInput, Overloaded, RequestTooLarge
 from cloister.ohttp import bhttp, chunked
-from cloister.ohttp.bhttp_stream import Reader, Writer
+from cloister.ohttp.bhttp_stream import Reader
+from cloister.ohttp.chunked_message import MessageSealer
 from cloister.ohttp.gateway import StreamedRequest
-from cloister.ohttp.padding import padded_bytes
 from cloister.serve.frames import Headers
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.messages import Request, Response
@@ -28,6 +28,8 @@ MAX_UPLOADS = 1024
 """Requests that are half here, of all connections; further ones are told to come again."""
 MAX_HELD_BYTES = 256 << 20
 """What these may hold together."""
+LARGE_PIECE_BYTES = 1024
+"""Pieces of at least so much each are read one by one; smaller ones are joined first."""
 
 
 class Uploads:
@@ -117,7 +119,9 @@ class Upload:
             BadCiphertext: it was cut.
             Replayed, Overloaded: as ``receive``.
         """
-        self._pieces.append(self._stream.finish())
+        last = self._stream.finish()
+        self._pieces.append(last)
+        self._pieces_bytes += len(last)
         refusal = self._take()
         if refusal is not None:
             return refusal
@@ -134,30 +138,34 @@ class Upload:
         """The sealed answer: whole, or in parts as they come."""
         sealer = self._stream.response_sealer()
         if isinstance(response.content, bytes):
-            return Response(200, list(STREAM_HEADERS), seal_whole(sealer, response, pad=self._pad))
+            sealed = _message(sealer, response, pad=self._pad).whole(response.content)
+            return Response(200, list(STREAM_HEADERS), sealed)
         return Response(200, list(STREAM_HEADERS), seal_parts(sealer, response, pad=self._pad))
 
     def _take(self) -> Response | None:
-        data = b"".join(self._pieces)
-        self._pieces.clear()
-        self._pieces_bytes = 0
+        pieces, size = self._pieces, self._pieces_bytes
+        if size < LARGE_PIECE_BYTES * len(pieces):
+            pieces = [b"".join(pieces)]
+        self._pieces, self._pieces_bytes = [], 0
         try:
-            content = self._reader.receive(data)
-            if self._held + len(content) > self._max_bytes:
-                raise RequestTooLarge(f"request body is over {self._max_bytes} bytes")
-            self._uploads.hold(len(content))
+            for piece in pieces:
+                self._keep(self._reader.receive_parts(piece))
         except CloisterError as error:
             return render_failure(error)
-        self._held += len(content)
-        self._content.append(content)
         return None
 
+    def _keep(self, parts: list[bytes]) -> None:
+        size = sum(map(len, parts))
+        if self._held + size > self._max_bytes:
+            raise RequestTooLarge(f"request body is over {self._max_bytes} bytes")
+        self._uploads.hold(size)
+        self._held += size
+        self._content += parts
 
-def seal_whole(sealer: chunked.ResponseSealer, response: Response, *, pad: bool) -> bytes:
-    """An answer whose content is there."""
-    assert isinstance(response.content, bytes)
-    sealing = _Sealing(sealer, response, pad=pad)
-    return b"".join((sealing.begin(), *sealing.content(response.content), sealing.end()))
+
+def _message(sealer: chunked.ResponseSealer, response: Response, *, pad: bool) -> MessageSealer:
+    headers = tuple((name, value.strip(b" \t")) for name, value in response.headers)
+    return MessageSealer(sealer, bhttp.Response(response.status, headers), pad=pad)
 
 
 async def seal_parts(
@@ -169,34 +177,9 @@ async def seal_parts(
         CloisterError: it broke off.
     """
     assert not isinstance(response.content, bytes)
-    sealing = _Sealing(sealer, response, pad=pad)
-    yield sealing.begin()
+    message = _message(sealer, response, pad=pad)
+    yield message.begin()
     async for part in response.content:
         if part:
-            yield b"".join(sealing.content(part))
-    yield sealing.end()
-
-
-class _Sealing:
-    def __init__(self, sealer: chunked.ResponseSealer, response: Response, *, pad: bool) -> None:
-        self._sealer, self._pad = sealer, pad
-        headers = tuple((name, value.strip(b" \t")) for name, value in response.headers)
-        self._head = Writer.head(bhttp.Response(response.status, headers))
-        self._bytes = len(self._head)
-
-    def begin(self) -> bytes:
-        return self._sealer.begin() + self._sealer.seal(self._head)
-
-    def content(self, data: bytes) -> list[bytes]:
-        size = chunked.PIECE_BYTES
-        pieces = [Writer.content(data[at : at + size]) for at in range(0, len(data), size)]
-        self._bytes += sum(map(len, pieces))
-        return [self._sealer.seal(piece) for piece in pieces]
-
-    def end(self) -> bytes:
-        length = self._bytes + len(Writer.end())
-        end = Writer.end(padding=padded_bytes(length) - length if self._pad else 0)
-        size = chunked.PIECE_BYTES
-        *before, last = [end[at : at + size] for at in range(0, len(end), size)]
-        sealed = [self._sealer.seal(piece) for piece in before]
-        return b"".join((*sealed, self._sealer.seal(last, final=True)))
+            yield message.content(part)
+    yield message.end()
