@@ -71,10 +71,18 @@ $(VENV)/.newman: $(BIN)/python
 	fi
 	@touch $@
 
-test: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman
+# HPKE packages of npm for an OHTTP client that shares no code with Cloister (tests/ohttp/test_outside.py).
+$(VENV)/.outside: $(BIN)/python
+	@if command -v npm >/dev/null; then \
+	  npm install --prefix $(VENV)/outside --no-audit --no-fund --silent @hpke/core@1 @hpke/hybridkem-x-wing@0.7 \
+	    >/dev/null 2>&1 || echo "@hpke could not be installed: the tests that need it will be skipped"; \
+	fi
+	@touch $@
+
+test: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman $(VENV)/.outside
 	$(BIN)/python -m pytest
 
-test-all: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman
+test-all: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman $(VENV)/.outside
 	$(BIN)/python -m pytest -m ''
 
 lint: $(VENV)/.dev

@@ -192,6 +192,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     decision_log_key: str = ""
     """Ed25519 key (PEM) that signs ``decision_log``, made on first use; empty makes one in memory at each
     start, with a new log."""
+    ohttp_kem: Literal["x25519", "p-256", "mlkem768-x25519"] = "x25519"
+    """Kind of the OHTTP key. ``mlkem768-x25519`` withstands quantum computers too; web pages have
+    no such key yet."""
     ohttp_rotation_s: float = 86_400.0
     """How long one OHTTP key is in use; the former one is accepted for ten minutes more. 0: for ever."""
     pad_answers: bool = False

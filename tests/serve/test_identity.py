@@ -5,11 +5,15 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from typing import get_args, get_type_hints
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.serve.identity import make_keys
+from cloister.ohttp.capsule import KeyConfig
+from cloister.serve.identity import OHTTP_KEMS, make_keys
+from cloister.settings import ServeSettings
 
 
 def test_tls_serves_the_reported_key() -> None:
@@ -34,3 +38,12 @@ def test_keys_are_new_each_time() -> None:
     one, other = make_keys("localhost"), make_keys("::1")
     assert one.tls_spki != other.tls_spki
     assert one.gateway.key_config != other.gateway.key_config
+
+
+@pytest.mark.parametrize("name", get_args(get_type_hints(ServeSettings)["ohttp_kem"]))
+def test_kind_of_the_sealing_key(name: str) -> None:
+    """Every kind that the settings know makes a key of that kind, and a rotation keeps to it."""
+    gateway = make_keys("localhost", kem=OHTTP_KEMS[name]).gateway
+    for _ in range(2):
+        assert KeyConfig.parse(gateway.key_config).public.kem is OHTTP_KEMS[name]
+        gateway.rotate()

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from cloister.crypto.hpke import Kem
 from cloister.ohttp.gateway import Gateway
 
 VALIDITY = timedelta(days=365)
@@ -56,7 +57,15 @@ class ServerKeys:
         )
 
 
-def make_keys(host: str, now: datetime | None = None) -> ServerKeys:
+OHTTP_KEMS = {
+    "x25519": Kem.X25519_HKDF_SHA256,
+    "p-256": Kem.P256_HKDF_SHA256,
+    "mlkem768-x25519": Kem.MLKEM768_X25519,
+}
+"""Kinds of OHTTP key, as the settings name them."""
+
+
+def make_keys(host: str, now: datetime | None = None, *, kem: Kem = Kem.X25519_HKDF_SHA256) -> ServerKeys:
     """New keys, with a self-signed certificate for ``host``.
 
     Nobody is meant to trust the certificate for its issuer: its key counts, and evidence speaks of that.
@@ -64,7 +73,7 @@ def make_keys(host: str, now: datetime | None = None) -> ServerKeys:
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _self_sign(key, host, now or datetime.now(UTC))
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate(), key, certificate)
+    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate(kem), key, certificate)
 
 
 def _self_sign(key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> x509.Certificate:

@@ -14,7 +14,7 @@ from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import EvidenceEndpoint
 from cloister.serve.http.gateway import GatewayEndpoint
-from cloister.serve.identity import ServerKeys, make_keys
+from cloister.serve.identity import OHTTP_KEMS, ServerKeys, make_keys
 from cloister.serve.listen import Listener, bind
 from cloister.serve.log import log
 from cloister.serve.registry import Registry
@@ -41,7 +41,7 @@ async def start_protected(
     Raises:
         CloisterError: any of these failed; nothing is served.
     """
-    keys = make_keys(settings.serve.host)
+    keys = make_keys(settings.serve.host, kem=OHTTP_KEMS[settings.serve.ohttp_kem])
     listeners = _bind_listeners(settings.serve, api, keys, stack)
     digest = settings_digest(settings)
     attester = pick_attester(settings.attest, mr_config_id=digest)
