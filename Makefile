@@ -51,9 +51,9 @@ $(VENV)/.docs: $(VENV)/.dev
 demo: $(VENV)/.demo
 	@$(BIN)/cloister demo $(if $(KEEP),--keep)
 
-# Some tests talk to a server from Debian: SoftHSM2 (PKCS #11), PostgreSQL, swtpm (TPM 2.0). They are installed
-# where that is possible; elsewhere those tests are skipped and say so.
-SYSTEM := softhsm2 postgresql swtpm swtpm-tools libtss2-dev pkg-config
+# Some tests talk to a program from Debian: SoftHSM2 (PKCS #11), PostgreSQL, swtpm (TPM 2.0), Chromium. They are
+# installed where that is possible; elsewhere those tests are skipped and say so.
+SYSTEM := softhsm2 postgresql swtpm swtpm-tools libtss2-dev pkg-config chromium
 $(VENV)/.system: $(VENV)/.dev
 	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg -s $(SYSTEM) >/dev/null 2>&1; then \
 	  echo "installing $(SYSTEM) by apt-get"; \
@@ -63,11 +63,12 @@ $(VENV)/.system: $(VENV)/.dev
 	@$(PIP) -e '.[tpm]' >/dev/null 2>&1 || echo "tpm2-pytss does not build here: its tests will be skipped"
 	@touch $@
 
-# TorchServe's request collections are run by newman, where npm is there and its registry can be reached.
+# TorchServe's request collections are run by newman, and the JavaScript client's types are checked by tsc, where
+# npm is there and its registry can be reached.
 $(VENV)/.newman: $(BIN)/python
 	@if command -v npm >/dev/null; then \
-	  npm install --prefix $(VENV)/newman --no-audit --no-fund --silent newman@6 >/dev/null 2>&1 \
-	    || echo "newman could not be installed: the tests that need it will be skipped"; \
+	  npm install --prefix $(VENV)/newman --no-audit --no-fund --silent newman@6 typescript@5 >/dev/null 2>&1 \
+	    || echo "newman and tsc could not be installed: the tests that need them will be skipped"; \
 	fi
 	@touch $@
 
@@ -135,6 +136,9 @@ fuzz: $(VENV)/.dev
 	    -rss_limit_mb=1024 -malloc_limit_mb=100 -artifact_prefix=fuzz/findings/$$name- \
 	    -print_final_stats=1 -verbosity=0 || exit 1; \
 	done
+	@if command -v node >/dev/null; then \
+	  echo "== fuzz_client"; node --no-warnings fuzz/fuzz_client.mjs $(FUZZ_SECONDS); \
+	fi
 
 clean:
 	rm -rf $(VENV) site build dist demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -25,6 +25,9 @@ const MAX_SKEW_S = 60;
 const KEM_X25519 = 0x0020, KDF_SHA256 = 0x0001, AES_128_GCM = 0x0001, AES_256_GCM = 0x0002;
 const KEY_BYTES = { [AES_128_GCM]: 16, [AES_256_GCM]: 32 };
 const NONCE_BYTES = 12, TAG_BYTES = 16, PIECE_BYTES = 16384, MAX_CHUNK_BYTES = 65536 + TAG_BYTES;
+const MAX_TOKEN_CHARS = 256 * 1024, MAX_HEAD_BYTES = 64 * 1024;
+const EAR_PROFILES = ["tag:github.com,2024:confidential-containers/Trustee", "tag:github.com,2023:veraison/ear"];
+const OURS = ["content-length", "transfer-encoding", "connection", "keep-alive", "host"]; // about one connection, not sealed
 
 /** What went wrong, in words; `kind` is one of verification, policy, transport, malformed, serving. */
 export class CloisterError extends Error {
@@ -47,55 +50,71 @@ export class CloisterClient {
    * @param {boolean} [options.acceptWarning] accept a verdict with something tolerated, such as an old platform
    * @param {(models: object[]) => boolean} [options.acceptModels] which loaded models are acceptable
    * @param {number} [options.maxAgeMs] how long one verdict is relied on, at most its own life
+   * @param {string} [options.token] API key or JSON Web Token; it travels inside the seal
    * @param {typeof fetch} [options.fetch]
    */
-  constructor(url, { verifier, verifierKeys, allowSimulated = false, acceptWarning = false, acceptModels = () => true, maxAgeMs = 300_000, fetch: f } = {}) {
+  constructor(url, { verifier, verifierKeys, allowSimulated = false, acceptWarning = false, acceptModels = () => true, maxAgeMs = 300_000, token, fetch: f } = {}) {
     if (!verifier || !verifierKeys?.length) throw new CloisterError("policy", "no verifier and key: nothing says whom to believe");
     this.url = url.replace(/\/+$/, "");
     this.verifier = verifier.replace(/\/+$/, "");
     this.options = { verifierKeys, allowSimulated, acceptWarning, acceptModels, maxAgeMs };
     this.fetcher = f ?? globalThis.fetch.bind(globalThis);
+    this.own = token ? { authorization: `Bearer ${token}` } : {};
     this.session = null;
+    this.verifying = null;
   }
 
   /** Verify now. Returns what the verdict says of the service: keys, settings digest, models. */
   async verify() {
+    this.verifying ??= this.#verify().finally(() => { this.verifying = null; });
+    return (await this.verifying).service;
+  }
+
+  async #verify() {
     this.session = null; // forgotten before it is replaced: if this fails, nothing may use the former one
     const nonce = base64url(crypto.getRandomValues(new Uint8Array(32)));
     const evidence = await this.#get(`${this.url}${EVIDENCE}?nonce=${nonce}`);
     const token = await this.#post(`${this.verifier}/v1/verdict?nonce=${nonce}`, evidence);
     const { service, expires } = await checkVerdict(token.trim(), nonce, this.options);
-    const config = parseKeyConfig(fromBase64(service["ohttp-key-config"]));
+    const config = parseKeyConfig(fromBase64(service["ohttp-key-config"], "key configuration"));
     const until = Math.min(expires, Date.now() + this.options.maxAgeMs);
     this.session = { config, until, service };
-    return service;
+    return this.session;
+  }
+
+  async #verified() {
+    if (!this.session || Date.now() >= this.session.until) await this.verify();
+    return this.session;
   }
 
   /** As `fetch`, for a path of the service: sealed there and back. With `stream: true` the body comes as it is made. */
   async fetch(path, { method = "GET", headers = {}, body = null, stream = false, signal } = {}) {
     const content = await toBytes(body);
     for (let attempt = 0; attempt < 2; attempt++) {
-      if (!this.session || Date.now() >= this.session.until) await this.verify();
-      const message = renderRequest(method, new URL(this.url).host, path, headers, content);
-      const sealed = await sealRequest(this.session.config, message, stream);
+      const session = await this.#verified();
+      const message = renderRequest(method, new URL(this.url).host, path, { ...this.own, ...plainHeaders(headers) }, content);
+      const sealed = await sealRequest(session.config, message, stream);
       const answer = await this.#send(sealed, stream, signal);
       if (answer.ok && answer.headers.get("content-type") === sealed.responseType) return sealed.open(answer);
       if (!(await isKeyProblem(answer))) {
-        throw new CloisterError("transport", `answered without sealing: HTTP status ${answer.status}`, answer.status);
+        const why = UNSEALED[answer.status] ?? "answered without sealing";
+        throw new CloisterError("transport", `${why}: HTTP status ${answer.status}`, answer.status);
       }
-      this.session = null; // the service has other keys, as after a restart: verify them
+      if (this.session === session) this.session = null; // the service has other keys, as after a restart: verify them
     }
     throw new CloisterError("verification", "the service does not know the key that it was just verified with");
   }
 
   /** Ask a model. Returns JSON where the answer is JSON, else bytes. */
-  async predict(model, data, { version, contentType } = {}) {
+  async predict(model, data, { version, contentType, headers = {}, signal } = {}) {
     const path = `/predictions/${encodeURIComponent(model)}` + (version ? `/${encodeURIComponent(version)}` : "");
     const [body, type] = payload(data);
-    const answer = await this.fetch(path, { method: "POST", headers: { "content-type": contentType ?? type }, body });
+    const sent = { "content-type": contentType ?? type, ...plainHeaders(headers) };
+    const answer = await this.fetch(path, { method: "POST", headers: sent, body, signal });
     if (answer.status >= 400) {
-      const said = await answer.json().catch(() => ({}));
-      throw new CloisterError("serving", String(said.message ?? `HTTP status ${answer.status}`).slice(0, 500), answer.status);
+      const said = await answer.json().catch(() => null);
+      const why = said?.message ?? said?.title ?? said?.error ?? `HTTP status ${answer.status}`;
+      throw new CloisterError("serving", String(why).slice(0, 500), answer.status);
     }
     const isJson = (answer.headers.get("content-type") ?? "").includes("json");
     return isJson ? answer.json() : new Uint8Array(await answer.arrayBuffer());
@@ -110,9 +129,9 @@ export class CloisterClient {
   async #post(url, body) {
     const answer = await this.#reach(url, { method: "POST", headers: { "content-type": "application/json" }, body });
     if (answer.ok) return answer.text();
-    const said = await answer.json().catch(() => ({}));
+    const said = await answer.json().catch(() => null);
     const kind = answer.status === 403 ? "policy" : "verification";
-    throw new CloisterError(kind, String(said.message ?? `the verifier answered ${answer.status}`).slice(0, 500), answer.status);
+    throw new CloisterError(kind, String(said?.message ?? `the verifier answered ${answer.status}`).slice(0, 500), answer.status);
   }
 
   async #send(sealed, stream, signal) {
@@ -130,34 +149,54 @@ export class CloisterClient {
   }
 }
 
+const UNSEALED = {
+  409: "the gateway has seen this sealed request before",
+  413: "the gateway refuses a request of this size",
+  429: "the gateway is not accepting requests, try again later",
+  503: "the gateway is not accepting requests, try again later",
+};
+
 // The verdict: EAR as a compact JWT, ES256.
 
 /** The claims of a verdict, after every check. Throws if one fails. */
 export async function checkVerdict(token, nonce, { verifierKeys, allowSimulated, acceptWarning, acceptModels }) {
-  const parts = token.split(".");
+  const parts = token.length <= MAX_TOKEN_CHARS ? token.split(".") : [];
   if (parts.length !== 3) throw new CloisterError("malformed", "the verdict is not a JWT");
-  const header = parseJson(parts[0], "header"), claims = parseJson(parts[1], "claims");
+  const header = parseObject(parts[0], "header"), claims = parseObject(parts[1], "claims");
   if (header.alg !== "ES256" || header.crit !== undefined) throw new CloisterError("verification", "the verdict has another algorithm than ES256");
-  const signed = utf8(`${parts[0]}.${parts[1]}`), signature = fromBase64(parts[2]);
+  const signed = utf8(`${parts[0]}.${parts[1]}`), signature = fromBase64(parts[2], "verdict");
   let genuine = false;
-  for (const { kty, crv, x, y } of verifierKeys) {
-    const key = await crypto.subtle.importKey("jwk", { kty, crv, x, y }, { name: "ECDSA", namedCurve: "P-256" }, false, ["verify"]);
+  for (const key of await importKeys(verifierKeys)) {
     genuine ||= await crypto.subtle.verify({ name: "ECDSA", hash: "SHA-256" }, key, signature, signed);
   }
   if (!genuine) throw new CloisterError("verification", "no trusted verifier signed the verdict");
   const now = Date.now() / 1000;
-  if (!(claims.exp > now && claims.iat <= now + MAX_SKEW_S)) throw new CloisterError("verification", "the verdict is not valid now");
-  const submods = Object.values(claims.submods ?? {});
+  const early = Math.max(claims.iat, claims.nbf ?? claims.iat);
+  if (!(claims.exp > now && early <= now + MAX_SKEW_S)) {
+    throw new CloisterError("verification", "the verdict is not valid now; is this machine's clock right?");
+  }
+  if (!EAR_PROFILES.includes(claims.eat_profile)) throw new CloisterError("malformed", "the verdict has another profile");
+  const submods = isObject(claims.submods) ? Object.values(claims.submods) : [];
   const enough = ["affirming", 2, ...(allowSimulated || acceptWarning ? ["warning", 32] : [])];
-  if (!submods.length || submods.some((part) => !enough.includes(part["ear.status"]))) {
+  if (!submods.length || submods.some((part) => !enough.includes(part?.["ear.status"]))) {
     throw new CloisterError("policy", "the verdict is not affirming");
   }
-  const annotated = claims.submods.cpu0?.["ear.veraison.annotated-evidence"] ?? {};
-  const service = annotated.service;
-  if (!service || service.nonce !== nonce) throw new CloisterError("verification", "the verdict is about another nonce");
+  const annotated = claims.submods.cpu0?.["ear.veraison.annotated-evidence"];
+  const service = annotated?.service;
+  if (!isObject(service) || service.nonce !== nonce) throw new CloisterError("verification", "the verdict is about another nonce");
   if (annotated.simulated !== false && !allowSimulated) throw new CloisterError("policy", "the platform is simulated");
-  if (!acceptModels(service.models)) throw new CloisterError("policy", "the loaded models are not acceptable");
+  if (!Array.isArray(service.models) || !acceptModels(service.models)) throw new CloisterError("policy", "the loaded models are not acceptable");
   return { service, expires: claims.exp * 1000 };
+}
+
+async function importKeys(verifierKeys) {
+  try {
+    const each = verifierKeys.map(({ kty, crv, x, y }) =>
+      crypto.subtle.importKey("jwk", { kty, crv, x, y }, { name: "ECDSA", namedCurve: "P-256" }, false, ["verify"]));
+    return await Promise.all(each);
+  } catch {
+    throw new CloisterError("policy", "a verifier's key is not a public P-256 key (JWK)");
+  }
 }
 
 // OHTTP (RFC 9458) and chunked OHTTP over HPKE (RFC 9180), base mode.
@@ -208,10 +247,11 @@ async function openWhole(answer, size, keys) {
   const reader = new ResponseReader();
   const content = reader.push(await decrypt(key, nonce, raw.subarray(size), new Uint8Array()));
   reader.finish();
-  return new Response(noBody(reader.head.status) ? null : content, reader.head);
+  return toResponse(reader.head, content);
 }
 
 async function openStream(answer, size, keys) {
+  if (!answer.body) throw new CloisterError("verification", "the answer was cut");
   const reader = new ResponseReader();
   const pieces = openPieces(answer.body.getReader(), size, keys);
   let first = new Uint8Array();
@@ -225,15 +265,25 @@ async function openStream(answer, size, keys) {
     start: (out) => { if (first.length) out.enqueue(first); },
     async pull(out) {
       try {
-        const { value, done } = await pieces.next();
-        if (done) { reader.finish(); out.close(); return; }
-        const content = reader.push(value);
-        if (content.length) out.enqueue(content); else await this.pull(out);
+        for (;;) { // a piece may hold none of the content: a stream that is not given any does not ask again
+          const { value, done } = await pieces.next();
+          if (done) { reader.finish(); out.close(); return; }
+          const content = reader.push(value);
+          if (content.length) { out.enqueue(content); return; }
+        }
       } catch (error) { out.error(error); }
     },
     cancel: () => pieces.return(),
   });
-  return new Response(noBody(reader.head.status) ? null : body, reader.head);
+  return toResponse(reader.head, body);
+}
+
+function toResponse(head, body) {
+  try {
+    return new Response(noBody(head.status) ? null : body, head);
+  } catch {
+    throw new CloisterError("malformed", "the answer has a header that HTTP does not have");
+  }
 }
 
 async function* openPieces(source, size, keys) {
@@ -241,7 +291,7 @@ async function* openPieces(source, size, keys) {
   const open = async (ct, aad) => decrypt(opened.key, xored(opened.nonce, count++), ct, aad);
   try {
     for (;;) {
-      const { value, done } = await source.read();
+      const { value, done } = await source.read().catch(() => { throw new CloisterError("transport", "the answer broke off"); });
       if (done) break;
       rest = concat(rest, value);
       if (!opened && rest.length >= size) { opened = await keys(rest.slice(0, size)); rest = rest.slice(size); }
@@ -324,10 +374,15 @@ async function expand(prk, info, length) {
 
 // Binary HTTP (RFC 9292): requests of known length out, responses of either form in.
 
-/** A request as bytes. */
+/** A request as bytes. What is said of the date or of a connection is left out. */
 export function renderRequest(method, authority, path, headers, content) {
-  const lines = [field("date", new Date().toUTCString())];
-  for (const [name, value] of Object.entries(headers)) lines.push(field(name.toLowerCase(), String(value)));
+  if (!/^[A-Z]{1,32}$/.test(method)) throw new CloisterError("malformed", "a method that HTTP does not have");
+  if (!/^\/[\x21-\x7e]*$/.test(path)) throw new CloisterError("malformed", "a path begins with / and is percent-encoded");
+  const lines = [field("date", new Date().toUTCString())]; // ours, so that the gateway can refuse a replay however late it comes
+  for (const [given, value] of Object.entries(plainHeaders(headers))) {
+    const name = given.toLowerCase();
+    if (name !== "date" && !OURS.includes(name)) lines.push(field(name, String(value)));
+  }
   const section = concat(...lines);
   const control = [method, "https", authority, path].map((text) => concat(varint(utf8(text).length), utf8(text)));
   return concat([0], ...control, varint(section.length), section, varint(content.length), content, [0]);
@@ -399,15 +454,16 @@ export class ResponseReader {
           headers.push([text(length), text(integer())]);
         }
       } while (status >= 100 && status < 200);
+      if (at > MAX_HEAD_BYTES) throw new CloisterError("malformed", "the answer's headers are too long");
       if (status < 200 || status > 599) throw new CloisterError("malformed", "not a status");
-      const skipped = new Set(["content-length", "transfer-encoding", "connection", "keep-alive"]);
-      this.head = { status, headers: headers.filter(([name]) => !skipped.has(name)) };
+      this.head = { status, headers: headers.filter(([name]) => !OURS.includes(name)) };
       this.rest = this.rest.slice(at);
       this.state = "length";
       return true;
     } catch (error) {
-      if (error === SHORT) return false;
-      throw error;
+      if (error !== SHORT) throw error;
+      if (this.rest.length > MAX_HEAD_BYTES) throw new CloisterError("malformed", "the answer's headers are too long");
+      return false;
     }
   }
 }
@@ -451,21 +507,34 @@ function readVarint(raw, at) {
   return [value, at + size];
 }
 
-function fromBase64(text) {
-  const plain = text.replace(/-/g, "+").replace(/_/g, "/");
-  return Uint8Array.from(atob(plain), (char) => char.charCodeAt(0));
+function fromBase64(text, what) {
+  try {
+    const plain = text.replace(/-/g, "+").replace(/_/g, "/");
+    return Uint8Array.from(atob(plain), (char) => char.charCodeAt(0));
+  } catch {
+    throw new CloisterError("malformed", `the ${what} is not base64`);
+  }
 }
 
 function base64url(bytes) {
   return btoa(latin1(bytes)).replace(/\+/g, "-").replace(/\//g, "_").replace(/=+$/, "");
 }
 
-function parseJson(part, what) {
+function parseObject(part, what) {
+  const raw = fromBase64(part, `verdict's ${what}`);
   try {
-    return JSON.parse(new TextDecoder().decode(fromBase64(part)));
-  } catch {
-    throw new CloisterError("malformed", `the verdict's ${what} cannot be read`);
-  }
+    const value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(raw));
+    if (isObject(value)) return value;
+  } catch { /* as any other value */ }
+  throw new CloisterError("malformed", `the verdict's ${what} cannot be read`);
+}
+
+const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
+
+/** Headers in any form that `fetch` takes, as an object with lower-case names. */
+function plainHeaders(headers) {
+  if (!isObject(headers) || headers instanceof Headers) return Object.fromEntries(new Headers(headers));
+  return Object.fromEntries(Object.entries(headers).map(([name, value]) => [name.toLowerCase(), value]));
 }
 
 async function isKeyProblem(answer) {
