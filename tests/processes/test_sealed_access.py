@@ -21,12 +21,9 @@ from cloister.attest.simulated import SimulatedPlatform
 from cloister.errors import CloisterError, RequestTooLarge, TransportError
 from cloister.kbs.audit import read_audit_key
 from cloister.kbs.audit_export import verify_export_file
-from cloister.kbs.client import BrokerAdmin
-from cloister.kbs.owner import SealRequest, load_or_create_signer, seal_model
-from cloister.seal.signing import TrustedSigners
-from cloister.seal.store import ModelStore
 from cloister.serve.access.api_keys import make_api_key, remove_api_key
-from tests.processes.server import Server, pack
+from tests.processes.owner import seal_handler
+from tests.processes.server import Server
 from tests.processes.test_protected import World, make_world
 
 STREAMER = """
@@ -92,27 +89,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     key = make_api_key(folder / "api-keys.jsonl", "clinic-1", now=now, groups=("clinic",))
     stranger = make_api_key(folder / "api-keys.jsonl", "stranger", now=now)
     with make_world(folder, **extra) as world:
-        seal_talker(world)
+        seal_handler(world, "talk", STREAMER)
         with Server(world.flags) as server:
             server.wait_ready()
             yield Guarded(world, server, key, stranger)
-
-
-def seal_talker(world: World) -> None:
-    """The streaming model, beside the one that the world has."""
-    folder = world.folder
-    archive = pack(world.memory, "talk", STREAMER)
-    signer = load_or_create_signer(world.memory / "signer.key")
-    with (folder / "signers.txt").open("a") as signers:
-        signers.write(signer.public + "\n")
-    token = (folder / "keys" / "admin.token").read_text()
-    with BrokerAdmin(world.flags["serve.broker"], token=token, ca=folder / "keys/tls.pem") as admin:
-        request = SealRequest(
-            source=archive, name="talk", version="1.0", sequence=1, key_uri="kbs:///models/talk/1"
-        )
-        container = seal_model(request, admin=admin, signer=signer, out=world.memory / "talk.sealed")
-    lines = (folder / "signers.txt").read_text().split()
-    ModelStore(folder / "store", TrustedSigners.from_lines(lines)).add(container)
 
 
 def test_who_may_predict(guarded: Guarded) -> None:
