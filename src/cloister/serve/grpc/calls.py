@@ -16,7 +16,7 @@ from cloister.serve.grpc.messages import message, service
 from cloister.serve.grpc.status import failure_of, read_failure
 from cloister.serve.http.heads import find_priority
 from cloister.serve.http.messages import Response
-from cloister.serve.jobs import NEVER
+from cloister.serve.jobs import DEFAULT_PRIORITY, NEVER
 from cloister.serve.log import log
 
 Context = Any
@@ -59,7 +59,10 @@ def deadline_of(context: Context) -> float:
 
 def priority_of(context: Context) -> int:
     """RFC 9218 urgency from the metadatum ``priority``, as in HTTP."""
-    return find_priority(metadata_of(context))
+    for key, value in context.invocation_metadata() or ():
+        if key == "priority":
+            return find_priority([(b"priority", value if isinstance(value, bytes) else value.encode())])
+    return DEFAULT_PRIORITY
 
 
 def metadata_of(context: Context) -> Headers:
