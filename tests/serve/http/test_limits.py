@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import socket
+import time
 
 import pytest
 
 from cloister.serve.http import front as front_module
-from cloister.serve.http import outgoing, protocol
+from cloister.serve.http import linger, protocol
 from cloister.serve.jobs import Answer
+from cloister.serve.seat import memory_bytes
 from tests.serve.http.front_end import LIMIT, TEXT, FrontEnd, front_end, post, run
 
 START = b"POST /predictions/echo HTTP/1.1\r\nhost: a\r\n"
@@ -142,8 +147,9 @@ def test_body_over_limit() -> None:
     run(test())
 
 
-def test_refusal_reaches_a_sender() -> None:
+def test_refusal_reaches_a_sender(monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller who sends on gets to see the refusal, and then the end; it is not read without limit."""
+    monkeypatch.setattr(linger, "LINGER_BYTES", 16 << 20)
 
     async def test() -> None:
         async with front_end() as end:
@@ -158,21 +164,98 @@ def test_refusal_reaches_a_sender() -> None:
             sent = 0
             try:
                 await wire.send(b"not HTTP at all\r\n\r\n")
-                while sent < 3 * outgoing.LINGER_BYTES:
+                while sent < 3 * linger.LINGER_BYTES:
                     await wire.send(b"x" * 1_000_000)
                     sent += 1_000_000
             except ConnectionError:
                 pass
-            assert sent < 3 * outgoing.LINGER_BYTES
+            assert sent < 3 * linger.LINGER_BYTES
 
     run(test())
+
+
+SENDS_FIRST = {
+    "declared": START + b"content-length: %d\r\n\r\n",
+    "cold": b"POST /else HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n",
+    "chunked": START + b"transfer-encoding: chunked\r\n\r\n%x\r\n",
+    "broken": b"not HTTP at all\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("case", SENDS_FIRST)
+def test_who_sends_all_before_reading(case: str) -> None:
+    """A caller who sends 48 MiB over the limit before it reads a byte gets its refusal, never a reset."""
+    size = LIMIT + (48 << 20)
+    head = SENDS_FIRST[case]
+    head = head % size if b"%" in head else head
+
+    def send_then_read(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as wire:
+            wire.sendall(head)
+            for _ in range(size >> 20):
+                wire.sendall(bytes(1 << 20))
+            time.sleep(0.2)
+            return wire.recv(65_536)
+
+    async def test() -> None:
+        async with front_end() as end:
+            before = memory_bytes(os.getpid())
+            got = await asyncio.to_thread(send_then_read, end.port)
+            assert got.startswith(b"HTTP/1.1 4" + (b"00" if case == "broken" else b"13")), got[:200]
+            assert memory_bytes(os.getpid()) - before < 24 << 20
+            assert end.model.jobs == []
+
+    run(test())
+
+
+@pytest.mark.parametrize("case", SENDS_FIRST)
+def test_who_sends_without_end(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused caller who goes on sending is dropped after so many bytes, or after so long."""
+    head = SENDS_FIRST[case]
+    head = head % (1 << 40) if b"%" in head else head
+
+    def send_on(port: int) -> int:
+        sent = 0
+        with (
+            contextlib.suppress(ConnectionError),
+            socket.create_connection(("127.0.0.1", port), timeout=30) as wire,
+        ):
+            wire.sendall(head)
+            while sent < 64 << 20:
+                wire.sendall(bytes(1 << 20))
+                sent += 1 << 20
+                time.sleep(0.001)
+        return sent
+
+    async def test(limit: int) -> None:
+        async with front_end() as end:
+            assert await asyncio.to_thread(send_on, end.port) < limit
+
+    monkeypatch.setattr(front_module, "TICK_S", 0.005)
+    monkeypatch.setattr(linger, "LINGER_BYTES", 8 << 20)
+    run(test(32 << 20))
+    monkeypatch.setattr(linger, "LINGER_BYTES", 1 << 40)
+    monkeypatch.setattr(linger, "LINGER_S", 0.01)
+    run(test(64 << 20))
+
+
+def test_linger_ends() -> None:
+    """Each read puts the end off, up to the whole time and the number of bytes."""
+    waits = linger.Linger(100.0)
+    assert waits.due == 100.0 + linger.LINGER_IDLE_S
+    assert waits.drop(1, 101.0)
+    assert waits.due == 101.0 + linger.LINGER_IDLE_S
+    assert waits.drop(1, 100.0 + linger.LINGER_S - 0.5)
+    assert waits.due == 100.0 + linger.LINGER_S
+    assert not waits.drop(1, 100.0 + linger.LINGER_S)
+    assert not linger.Linger(0.0).drop(linger.LINGER_BYTES + 1, 0.0)
 
 
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front_module, "TICK_S", 0.005)
     monkeypatch.setattr(protocol, "HEAD_S", 0.2)
     monkeypatch.setattr(protocol, "IDLE_S", 0.4)
-    monkeypatch.setattr(protocol, "LINGER_S", 0.1)
+    monkeypatch.setattr(linger, "LINGER_IDLE_S", 0.1)
 
 
 def test_slow_head_and_body(monkeypatch: pytest.MonkeyPatch) -> None:

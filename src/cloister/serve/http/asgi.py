@@ -20,6 +20,7 @@ from cloister.serve.http.api import Api, Way
 from cloister.serve.http.cors import find_origin
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.gateway import GatewayEndpoint, is_streamed
+from cloister.serve.http.linger import Linger
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.http.render import NO_CACHE
@@ -30,9 +31,6 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
-DISCARD_BYTES = 16 << 20
-DISCARD_S = 2.0
-"""How much and how long a refused body is still read, so that its sender gets to see the refusal."""
 _CLOSE = (b"connection", b"close")
 _Result = TypeVar("_Result")
 
@@ -232,20 +230,18 @@ def _start(response: Response, *more: tuple[bytes, bytes]) -> Event:
 
 
 async def _refuse(response: Response, receive: Receive, send: Send) -> None:
-    """Answer before the body has come, and close.
-
-    A socket that is closed with unread bytes resets the connection, and the sender loses the answer. So the
-    answer goes out whole, a limited part of the body is read and dropped, and only then the end follows.
-    """
+    """Answer before the body has come, drop what still comes of it for a while (``linger``), and close."""
     content = await response.whole()
     await send(_start(response, _CLOSE, (b"content-length", b"%d" % len(content))))
     await send({"type": "http.response.body", "body": content, "more_body": True})
+    loop = asyncio.get_running_loop()
+    linger = Linger(loop.time())
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_S):
-            discarded = 0
-            while discarded < DISCARD_BYTES:
+        async with asyncio.timeout_at(linger.due) as patience:
+            while True:
                 event = await receive()
-                discarded += len(event.get("body", b""))
-                if event["type"] == "http.disconnect" or not event.get("more_body"):
+                going = linger.drop(len(event.get("body", b"")), loop.time())
+                if not going or event["type"] == "http.disconnect" or not event.get("more_body"):
                     break
+                patience.reschedule(linger.due)
     await send({"type": "http.response.body", "body": b""})

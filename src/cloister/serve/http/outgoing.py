@@ -20,6 +20,7 @@ from cloister.serve.http.errors import render_failure
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import Front
 from cloister.serve.http.heads import Head
+from cloister.serve.http.linger import Linger
 from cloister.serve.http.messages import Response
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.jobs import Answer
@@ -28,9 +29,6 @@ MAX_PIPELINED = 64
 """With this many answers outstanding, a connection is not read further."""
 MAX_STREAM_BACKLOG = 16 << 20
 """A caller who takes a streamed answer this much more slowly than it is made is dropped."""
-LINGER_BYTES = 16 << 20
-LINGER_S = 2.0
-"""How much and how long is still read after a refusal, so that its sender gets to see it."""
 
 
 class Outgoing(HttpToolsProtocol):
@@ -62,7 +60,7 @@ class Outgoing(HttpToolsProtocol):
         self._draining = False
         self._deaf = False
         self._refusal: Response | None = None
-        self._lingered = -1
+        self._linger: Linger | None = None
 
     def _cold(self) -> bool:
         """Whether a request of the general kind is being answered, or waits for it."""
@@ -262,11 +260,7 @@ class Outgoing(HttpToolsProtocol):
             self.transport.close()
 
     def _say_refusal(self) -> None:
-        """Send the refusal.
-
-        A socket that is closed with unread bytes resets the connection, and the sender loses the answer. So
-        it goes out whole, a limited part of what follows is read and dropped, and then the end comes.
-        """
+        """Send the refusal; what still comes is dropped for a while (``linger``), and then the end comes."""
         refusal, self._refusal = self._refusal, None
         if refusal is None or self.transport.is_closing():
             return
@@ -278,12 +272,10 @@ class Outgoing(HttpToolsProtocol):
         )
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._lingered = 0
         self._since = self.due = self._front.now
+        self._linger = Linger(self._since)
         self.flow.resume_reading()
 
     def _discard(self, size: int) -> None:
-        if self._lingered >= 0:
-            self._lingered += size
-            if self._lingered > LINGER_BYTES:
-                self.transport.close()
+        if self._linger is not None and not self._linger.drop(size, self._front.now):
+            self.transport.close()

@@ -35,7 +35,7 @@ from cloister.serve.http.heads import (
 )
 from cloister.serve.http.messages import Response, error_response
 from cloister.serve.http.oip import in_protocols_form
-from cloister.serve.http.outgoing import LINGER_S, MAX_PIPELINED, Outgoing
+from cloister.serve.http.outgoing import MAX_PIPELINED, Outgoing
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.oip.marks import is_marked
 
@@ -125,10 +125,13 @@ class HotProtocol(Outgoing):
             if self.flow.write_paused and now - self._since > timeout_s:
                 self._end(now=True)
             return
+        if self._linger is not None:
+            if now > self._linger.due:
+                self.transport.close()
+            self.due = self._linger.due
+            return
         refusal = None
-        if self._lingered >= 0:
-            limit_s = LINGER_S
-        elif self._head is not None:
+        if self._head is not None:
             limit_s, refusal = timeout_s, "body too slow"
         elif not self._between:
             limit_s, refusal = min(HEAD_S, timeout_s), "head too slow"
