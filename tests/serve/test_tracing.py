@@ -175,6 +175,50 @@ def test_refusals_and_streams() -> None:
     asyncio.run(run())
 
 
+def test_what_comes_to_no_model(tmp_path: Path) -> None:
+    """A refusal is one span with its status, in its caller's trace, and nothing of what was asked."""
+    pack(tmp_path, "echo", ECHO)
+    with collector() as (address, bodies):
+        flags = {
+            "serve.mode": "open",
+            "serve.model_store": str(tmp_path),
+            "serve.http_port": free_port(),
+            "serve.otel_endpoint": address,
+            "serve.otel_sample": 0.0,
+            "serve.max_request_bytes": 1000,
+        }
+        with Server(flags) as server:
+            server.wait_ready()
+            headers = {"traceparent": f"00-{TRACE}-{SPAN}-01", "x-private": CANARY}
+            assert server.predict(CANARY, content=CANARY, headers=headers).status_code == 404
+            assert server.predict("echo", content=CANARY * 1000, headers=headers).status_code == 413
+            unsampled = {"traceparent": f"00-{TRACE}-{SPAN}-00"}
+            assert server.predict("none", content="x", headers=unsampled).status_code == 404
+            assert server.predict("none", content="x").status_code == 404
+            assert server.stop(signal.SIGTERM) == 0
+    body = b"".join(bodies).partition(b"\n")[2]
+    assert CANARY.encode() not in body
+    spans = ExportTraceServiceRequest.FromString(body).resource_spans[0].scope_spans[0].spans
+    assert [span.name for span in spans] == ["request", "request"]
+    assert {(span.trace_id.hex(), span.parent_span_id.hex()) for span in spans} == {(TRACE, SPAN)}
+    found = [{pair.key: pair.value.int_value for pair in span.attributes} for span in spans]
+    assert found == [{"http.response.status_code": 404}, {"http.response.status_code": 413}]
+
+
+def test_the_span_of_a_refusal() -> None:
+    """It has the status and the time that passed; only the server's own faults are errors."""
+    found = InMemorySpanExporter()
+    tracer = Tracer(SimpleSpanProcessor(found), sample=1.0)
+    for status in (401, 429, 503):
+        tracer.note_refused([], status, tracer._clock() - 0.25)
+    spans = found.get_finished_spans()
+    assert [span.attributes for span in spans] == [
+        {"http.response.status_code": status} for status in (401, 429, 503)
+    ]
+    assert all(0.25e9 <= span.end_time - span.start_time < 1e9 for span in spans)  # type: ignore[operator]
+    assert [span.status.is_ok for span in spans] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "address",
     [

@@ -1,7 +1,7 @@
 """OpenTelemetry traces of predictions: how long a request waited, and how long its worker took.
 
 Off costs nothing: ``Tracer.attach`` puts itself before a supervisor's ``submit``, and without a tracer nobody
-does. On, a request that is not sampled costs a look at its headers. A span says when, how long, which model,
+does. A request that comes to no model (404, 401, 429, 413) has one span with its status. On, a request that is not sampled costs a look at its headers. A span says when, how long, which model,
 which status and how many bytes. It has no body, no header, no query, no address: of what a caller sent only
 the identifiers of a W3C ``traceparent`` get into it.
 
@@ -174,6 +174,22 @@ class Tracer:
 
         supervisor.submit = traced  # type: ignore[method-assign]
 
+    def note_refused(self, headers: Headers, status: int, started: float) -> None:
+        """Make the span of a request that came to no model; it says when, how long and with what status.
+
+        Args:
+            started: by this tracer's clock.
+        """
+        parent = read_traceparent(headers)
+        if not self._wanted(parent):
+            return
+        try:
+            end = time.time_ns()
+            begun = end - max(0, int((self._clock() - started) * 1e9))
+            self._start({"http.response.status_code": status}, parent, begun).end(end)
+        except Exception as error:  # noqa: BLE001 (as in _note)
+            log.warning("a request could not be traced", exception=type(error).__name__)
+
     def _wanted(self, parent: Parent | None) -> bool:
         if parent is None:
             return self._chance() < self._sample
@@ -208,8 +224,6 @@ class Tracer:
     def _make_spans(
         self, job: Job, supervisor: Supervisor, parent: Parent | None, status: int, sent: int
     ) -> None:
-        from opentelemetry.trace import SpanKind, Status, StatusCode
-
         now, end = self._clock(), time.time_ns()
 
         def at(moment: float) -> int:
@@ -225,15 +239,7 @@ class Tracer:
         }
         if job.attempts:
             attributes["cloister.attempts"] = job.attempts + 1
-        request = self._tracer.start_span(
-            "request",
-            context=self._context(parent),
-            kind=SpanKind.SERVER,
-            attributes=attributes,
-            start_time=at(job.started),
-        )
-        if status >= 500:
-            request.set_status(Status(StatusCode.ERROR))
+        request = self._start(attributes, parent, at(job.started))
         inside = self._api.set_span_in_context(request)
         given = job.given or now
         self._part("queue", inside, at(job.started), at(given))
@@ -244,6 +250,21 @@ class Tracer:
                 begun = max(given, now - job.owner.batch_s)
                 self._part("inference", batch, at(begun), end)
         request.end(end)
+
+    def _start(self, attributes: dict[str, Any], parent: Parent | None, begun: int) -> Any:
+        """The span of a whole request, not yet ended."""
+        from opentelemetry.trace import SpanKind, Status, StatusCode
+
+        span = self._tracer.start_span(
+            "request",
+            context=self._context(parent),
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            start_time=begun,
+        )
+        if attributes["http.response.status_code"] >= 500:
+            span.set_status(Status(StatusCode.ERROR))
+        return span
 
     def _part(self, name: str, context: Any, start: int, end: int) -> Any:
         span = self._tracer.start_span(name, context=context, start_time=start)

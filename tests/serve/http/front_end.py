@@ -67,11 +67,15 @@ class FakeApi:
         self.cors = Cors(ServeSettings())
         self.refused: Response | None = None
         self.handled: list[Request] = []
+        self.traced: list[int] = []
         self.cold_delay_s = 0.0
         self.content: Callable[[Request], Any] = lambda request: b"cold " + request.content
 
     def refuse_early(self, way: Way, path: str) -> Response | None:
         return None
+
+    def trace_refusal(self, headers: Headers, status: int, started: float) -> None:
+        self.traced.append(status)
 
     def body_limit(self, path: str) -> int:
         return LIMIT + 10_000 if path == paths.GATEWAY else LIMIT

@@ -143,6 +143,7 @@ def test_body_over_limit() -> None:
             await wire.send(b"%x\r\n" % (LIMIT + 1) + b"x" * (LIMIT + 1) + b"\r\n0\r\n\r\n")
             assert (await wire.answer())[0] == 413
             assert len(end.model.jobs) == 1
+            assert end.api.traced == [413, 413]
 
     run(test())
 

@@ -7,6 +7,7 @@ paths. A part may be behind a token.
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -197,7 +198,9 @@ class Api:
         try:
             self._door.require(kind, self._policy_way(way), asked_by_call(method, model, version), headers)
         except CloisterError as error:
-            return render_failure(error)
+            refusal = render_failure(error)
+            self.trace_refusal(headers, refusal.status, time.monotonic())
+            return refusal
         return None
 
     @property
@@ -223,6 +226,7 @@ class Api:
 
     async def handle(self, request: Request, way: Way) -> Response:
         """The response to one whole request."""
+        started = time.monotonic()
         try:
             response = await self._answer(request, way)
         except CloisterError as error:
@@ -232,7 +236,18 @@ class Api:
             response = error_response(500, "InternalServerException", "Internal error")
         if not any(name == b"x-request-id" for name, _ in response.headers):  # else its model has counted it
             self._by_class[min(response.status // 100, 5)] += 1
+            if response.status >= 400:
+                self.trace_refusal(request.headers, response.status, started)
         return response
+
+    def trace_refusal(self, headers: Headers, status: int, started: float) -> None:
+        """Note in the traces, where there are any, that a request came to no model.
+
+        Args:
+            started: ``time.monotonic()`` when it came.
+        """
+        if self._registry.tracer is not None:
+            self._registry.tracer.note_refused(headers, status, started)
 
     async def handle_sealed(self, request: Request) -> Response:
         """The response to a request that came inside OHTTP."""

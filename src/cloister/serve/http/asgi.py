@@ -55,10 +55,10 @@ class AsgiApp:
                 await send({"type": "http.response.body", "body": b""})
                 return
             send = _saying(cors.headers(find_origin(scope["headers"])), send)
-        path = scope["path"]
+        path, started = scope["path"], time.monotonic()
         refusal = self.api.refuse_early(self.way, path)
         if refusal is not None:
-            await _refuse(refusal, receive, send)
+            await self._refuse(refusal, scope, started, receive, send)
             return
         if path == paths.GATEWAY and self.api.gateway is not None and _is_streamed(scope):
             await self._answer_streamed(self.api.gateway, scope, receive, send)
@@ -66,12 +66,13 @@ class AsgiApp:
         try:
             content = await self._read_body(scope, receive, self.api.body_limit(path))
         except TimeoutError:
-            await _refuse(error_response(408, "RequestTimeoutException", "body too slow"), receive, send)
+            slow = error_response(408, "RequestTimeoutException", "body too slow")
+            await self._refuse(slow, scope, started, receive, send)
             return
         except TransportError:
             return  # the caller has gone
         except CloisterError as error:
-            await _refuse(render_failure(error), receive, send)
+            await self._refuse(render_failure(error), scope, started, receive, send)
             return
         request = Request(scope["method"], path, scope["query_string"], scope["headers"], content)
         started = time.monotonic()
@@ -79,6 +80,13 @@ class AsgiApp:
         if response is None:
             return
         await self._finish(response, receive, send, started)
+
+    async def _refuse(
+        self, refusal: Response, scope: Scope, started: float, receive: Receive, send: Send
+    ) -> None:
+        """Answer before the body has come whole."""
+        self.api.trace_refusal(scope["headers"], refusal.status, started)
+        await _refuse(refusal, receive, send)
 
     async def _finish(self, response: Response, receive: Receive, send: Send, started: float) -> None:
         size = await _send(response, receive, send)
