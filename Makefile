@@ -5,7 +5,8 @@
 #   make test-all     the long ones too
 #   make lint         ruff and mypy --strict
 #   make docs         build the documentation into site/, offline
-#   make bench        the benchmarks behind docs/performance.md
+#   make bench        the benchmarks behind docs/performance.md in small: ten minutes once models and peers are made
+#   make bench-full   all of them, into docs/performance.md: about an hour
 #   make soak         a mixed load with workers that are killed, for SOAK_SECONDS (1800)
 #   make protos       compile the .proto files of gRPC anew
 #   make fuzz         every parser under a fuzzer for FUZZ_SECONDS each (900)
@@ -19,11 +20,11 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 TORCH  ?= torch==2.13.0
 
-.PHONY: demo test test-all lint format docs bench soak protos fuzz clean help
+.PHONY: demo test test-all lint format docs bench bench-full soak protos fuzz clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -15
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -16
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -99,14 +100,36 @@ format: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/mkdocs build --strict --quiet
 
-# The peers of bench_serve.py get environments of their own below .peers; PEERS=none leaves them out.
-PEERS ?= mosec
-bench: $(VENV)/.dev $(VENV)/.wrk
-	$(BIN)/python benchmarks/bench_seal.py
-	$(BIN)/python benchmarks/bench_ohttp.py
-	$(BIN)/python benchmarks/bench_attest.py
-	$(BIN)/python benchmarks/bench_torch.py
-	$(BIN)/python benchmarks/bench_serve.py --peers $(PEERS)
+# The peers and the heavy models get their environments and files below .peers; PEERS= leaves the peers out.
+PEERS  ?= mosec
+HEAVY  ?= torchserve,mosec-openvino
+BENCH  := $(BIN)/python benchmarks
+bench: $(VENV)/.bench $(VENV)/.load
+	$(BENCH)/bench_seal.py
+	$(BENCH)/bench_ohttp.py
+	$(BENCH)/bench_attest.py
+	$(BENCH)/bench_torch.py
+	$(BENCH)/bench_serve.py --peers "$(PEERS)" --rounds 1 --seconds 2 --cases speed,protected
+	$(BENCH)/bench_protection.py --tasks tiny,resnet50 --precisions fp32,int8 --rounds 1 --seconds 5
+	$(BENCH)/bench_peers.py --tasks resnet50 --peers "$(HEAVY)" --rounds 1 --seconds 5
+	$(BENCH)/bench_limit.py --tasks resnet50 --rounds 1 --seconds 5
+	$(BENCH)/bench_start.py --rounds 1
+
+RESULTS ?= .peers/results
+ALL_PEERS := mosec,torchserve,litserve,mlserver,fastapi
+bench-full: $(VENV)/.bench $(VENV)/.load
+	$(BENCH)/bench_seal.py
+	$(BENCH)/bench_ohttp.py
+	$(BENCH)/bench_attest.py
+	$(BENCH)/bench_torch.py
+	$(BENCH)/bench_release.py
+	$(BENCH)/bench_serve.py --peers $(ALL_PEERS)
+	$(BENCH)/bench_grpc.py --page
+	$(BENCH)/bench_protection.py --page --save $(RESULTS)/protection.json
+	$(BENCH)/bench_peers.py --page --save $(RESULTS)/peers.json
+	$(BENCH)/bench_limit.py --page --save $(RESULTS)/limit.json
+	$(BENCH)/bench_start.py --page --save $(RESULTS)/start.json
+	$(BENCH)/bench_scaling.py --page --save $(RESULTS)/scaling.json
 
 # Fails if a request is lost, memory grows or anything is left behind; SOAK_KILL_EVERY is in seconds.
 SOAK_SECONDS ?= 1800
@@ -114,9 +137,15 @@ SOAK_KILL_EVERY ?= 30
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) --kill-every $(SOAK_KILL_EVERY)
 
-$(VENV)/.wrk: $(VENV)/.dev
-	@command -v wrk >/dev/null || { apt-get update -qq && apt-get install -y -qq wrk; } >/dev/null 2>&1 \
-	  || { echo "bench_serve.py needs wrk: apt-get install wrk"; exit 1; }
+$(VENV)/.bench: $(VENV)/.dev
+	@$(PIP) '$(TORCH)' -e '.[demo,dev,bench]'
+	@touch $@
+
+LOAD := wrk nghttp2-client
+$(VENV)/.load: $(VENV)/.dev
+	@{ command -v wrk && command -v h2load; } >/dev/null \
+	  || { apt-get update -qq && apt-get install -y -qq $(LOAD); } >/dev/null 2>&1 \
+	  || { echo "the benchmarks need wrk and h2load: apt-get install $(LOAD)"; exit 1; }
 	@touch $@
 
 PROTOS := src/cloister/serve/grpc/protos

@@ -115,7 +115,7 @@ def main() -> int:
     names = ["cloister"] if options.alone else ["cloister", "torchserve"]
     environments = options.environments.resolve()
     environments.mkdir(parents=True, exist_ok=True)
-    results = Results("grpc")
+    results = Results("bench_grpc")
     with tempfile.TemporaryDirectory(prefix="bench-grpc-") as folder:
         work = Path(folder)
 

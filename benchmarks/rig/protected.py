@@ -26,7 +26,7 @@ from cloister.seal.signing import TrustedSigners
 from cloister.seal.store import ModelStore
 from cloister.settings import load_settings, settings_digest
 from rig.callers import write_bodies
-from rig.servers import Running, free_port, spawn, stop
+from rig.servers import Running, free_port, on_cores, processor_s, spawn, stop
 from rig.tiny_servers import BODY, pack_tiny
 
 HERE = Path(__file__).resolve().parent
@@ -50,6 +50,10 @@ class Protected:
     http_port: int
     work: Path
     log: Path
+
+    def processor_s(self) -> float:
+        """Processor time that the server and its workers have used so far."""
+        return processor_s(self.process.pid)
 
     def over_tls(self, name: str, body: str | bytes, content_type: str = "application/json") -> Running:
         """A model over attested TLS."""
@@ -112,11 +116,16 @@ class Stage:
         finally:
             stop(process)
 
+    def command(self, *, cores: str = "") -> tuple[list[str], int]:
+        """How to start the server, and its port of attested TLS."""
+        command = [sys.executable, str(HERE / "cloister_app.py"), json.dumps(self.flags)]
+        return on_cores(command, cores), self._https
+
     @contextlib.contextmanager
-    def server(self) -> Iterator[Protected]:
+    def server(self, *, cores: str = "") -> Iterator[Protected]:
         """The server with all models of the store, from its start to its end."""
         log = self.work / "protected.log"
-        process = spawn([sys.executable, str(HERE / "cloister_app.py"), json.dumps(self.flags)], log)
+        process = spawn(self.command(cores=cores)[0], log)
         try:
             wait_answer(f"http://127.0.0.1:{self._http}/ping", process, log)
             yield Protected(process, self._https, self._http, self.work, log)

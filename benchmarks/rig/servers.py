@@ -54,12 +54,16 @@ class Running:
 
 def processor_s(pid: int) -> float:
     """Processor time that a process and all its descendants have used so far."""
-    ticks = 0
-    for member in family_of(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICKS_PER_S
+    return sum(map(own_processor_s, family_of(pid)))
+
+
+def own_processor_s(pid: int) -> float:
+    """Processor time that one process has used so far; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def children_of(pid: int) -> list[int]:
@@ -86,6 +90,11 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def on_cores(command: Sequence[str], cores: str) -> list[str]:
+    """The command confined to some cores; an empty list of them means all."""
+    return ["taskset", "--cpu-list", cores, *command] if cores else list(command)
 
 
 def spawn(

@@ -7,7 +7,7 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rig.callers import Found, Load, run_callers, write_bodies
 from rig.forms import PRECISIONS, make_body
 from rig.heavy_servers import BATCH_SIZE, CONTENT_TYPES, DELAY_MS
 from rig.protected import START_S, Protected, seal_bodies, wait_answer
-from rig.servers import Running, free_port, spawn, stop
+from rig.servers import Running, free_port, on_cores, spawn, stop
 
 HERE = Path(__file__).resolve().parent
 APPS = HERE.parent / "peers"
@@ -64,20 +64,36 @@ class Open:
     log: Path
 
 
-@contextlib.contextmanager
-def start_open(archives: Sequence[Path], work: Path) -> Iterator[Open]:
-    """A server with these models, from its start to its end."""
-    store, port, log = work / "open-store", free_port(), work / "open.log"
+def open_command(
+    archives: Sequence[Path], work: Path, *, cores: str = "", settings: Mapping[str, object] | None = None
+) -> tuple[list[str], int]:
+    """How to start a server with these models, and its port.
+
+    Args:
+        cores: a list as ``taskset`` takes it; empty means all.
+        settings: further settings of the server.
+    """
+    store, port = work / "open-store", free_port()
     store.mkdir(parents=True, exist_ok=True)
     for archive in archives:
-        (store / archive.name).hardlink_to(archive)
-    flags = {
+        if not (store / archive.name).exists():
+            (store / archive.name).hardlink_to(archive)
+    flags: dict[str, object] = {
         "serve.mode": "open",
         "serve.model_store": str(store),
         "serve.http_port": port,
         "serve.startup_timeout_s": START_S,
+        **(settings or {}),
     }
-    process = spawn([sys.executable, str(HERE / "cloister_app.py"), json.dumps(flags)], log)
+    return on_cores([sys.executable, str(HERE / "cloister_app.py"), json.dumps(flags)], cores), port
+
+
+@contextlib.contextmanager
+def start_open(archives: Sequence[Path], work: Path, *, cores: str = "") -> Iterator[Open]:
+    """A server with these models, from its start to its end."""
+    command, port = open_command(archives, work, cores=cores)
+    log = work / "open.log"
+    process = spawn(command, log)
     try:
         wait_answer(f"http://127.0.0.1:{port}/ping", process, log)
         yield Open(process, port, log)
@@ -102,6 +118,10 @@ class Asking:
         found = self.ask(self._open(server, model), seconds=seconds, keep=1)
         self._expected[model] = json.loads(base64.b64decode(found.answers[0]))
         self._rates[model] = found.per_s
+
+    def more_callers(self, callers: int) -> None:
+        """From now on so many."""
+        self._callers = callers
 
     def shorter(self, seconds: float, measure: Callable[[str], object], name: str) -> None:
         """Run ``measure`` once for less time, as a warm-up."""
@@ -136,6 +156,12 @@ class Asking:
             if response.status != 200 or not _same(json.loads(response.content), self._expected[model]):
                 raise SystemExit(f"{model}: a sealed answer is not the open one: status {response.status}")
         return found
+
+    def peer(self, server: Running) -> Found:
+        """Another server, with the request that it takes."""
+        body = self._plain.with_name("peer-bodies")
+        write_bodies(body, [server.body.encode() if isinstance(server.body, str) else server.body])
+        return self.ask(server, bodies=body)
 
     def ask(
         self,
