@@ -183,6 +183,13 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Has to be among the ``aud`` of a token."""
     jwt_jwks_url: str = ""
     """Where the issuer's keys are; empty means that its discovery document says so."""
+    identities: str = ""
+    """TOML file of issuers of JSON Web Tokens and of client certificates; read again when it changes."""
+    client_ca: str = ""
+    """PEM file of the authorities of callers' client certificates; empty asks for none."""
+    client_certificates: Literal["optional", "required"] = "optional"
+    """With ``client_ca``: whether a TLS connection without a client certificate is refused. gRPC asks for
+    one only where it is required."""
     rate_per_s: float = 0.0
     """Requests per second of one caller, two seconds' worth at once; further ones get 429. 0: any number."""
     quota_per_day: int = 0

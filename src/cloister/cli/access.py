@@ -31,6 +31,7 @@ def explain(
     issuer: Annotated[str, typer.Option(help="Issuer of a JWT.")] = "",
     tenant: Annotated[str, typer.Option(help="Whom the caller belongs to.")] = "",
     group: Annotated[list[str] | None, typer.Option(help="A group that it is in; may be repeated.")] = None,
+    certificate: Annotated[str, typer.Option(help="Name of the client certificate, if TLS has one.")] = "",
     scope: Annotated[list[str] | None, typer.Option(help="A scope of a JWT; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def explain(
         groups=tuple(group or ()),
         scopes=tuple(scope or ()),
     )
-    decision = RequestPolicy(text, origin=str(policy)).decide(caller, action, name, version, way)
+    decision = RequestPolicy(text, origin=str(policy)).decide(caller, action, name, version, way, certificate)
     if as_json:
         show_json(
             {

@@ -14,9 +14,8 @@ out has no role from the next request on. A request with a token is judged by it
 
 from __future__ import annotations
 
-import functools
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,15 +23,13 @@ from typing import Any
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from cloister.errors import ConfigError, MalformedInput, PolicyDenied, StaleEvidence
+from cloister.crypto.client_certificates import NAMES, read_client_certificate
+from cloister.errors import ConfigError, PolicyDenied
 from cloister.kbs.admin import ROLES, Permission, check_admin_token
 from cloister.kbs.reload import ReloadedFile
 from cloister.settings import KeysSettings
-
-NAMES = ("uri", "email", "dns", "subject", "fingerprint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +93,10 @@ class Administrators:
             wanted = [] if self._token_key is None else ["a bearer token"]
             wanted += [] if self._roles is None else ["a client certificate"]
             raise PolicyDenied(f"administration needs {' or '.join(wanted)}")
-        certificate, names = _read(shown.certificate)
-        # TLS has looked at this when the connection began; a connection may outlive the certificate.
-        if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-            raise StaleEvidence("the client certificate has expired or is not valid yet")
+        certificate = read_client_certificate(shown.certificate)
+        certificate.check_time(now)
         for entry in self._roles().administrator:
-            if entry.name in names:
+            if entry.name in certificate.names:
                 if needs not in ROLES[entry.role]:
                     raise PolicyDenied(f"the certificate's role may not do this ({needs})")
                 return f"role:{entry.role} certificate:{entry.name}"
@@ -153,25 +148,3 @@ def read_roles(path: Path) -> Roles:
         msgspec.structs.replace(entry, fingerprint=entry.fingerprint.lower()) for entry in roles.administrator
     ]
     return Roles(administrator=tuple(fold))
-
-
-@functools.lru_cache(maxsize=64)
-def _read(der: bytes) -> tuple[x509.Certificate, frozenset[str]]:
-    try:
-        certificate = x509.load_der_x509_certificate(der)
-        return certificate, frozenset(_names(certificate))
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise MalformedInput("the client certificate cannot be read") from error
-
-
-def _names(certificate: x509.Certificate) -> Iterator[str]:
-    yield f"fingerprint:{certificate.fingerprint(hashes.SHA256()).hex()}"
-    if subject := certificate.subject.rfc4514_string():
-        yield f"subject:{subject}"
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return
-    yield from (f"uri:{name}" for name in found.get_values_for_type(x509.UniformResourceIdentifier))
-    yield from (f"email:{name}" for name in found.get_values_for_type(x509.RFC822Name))
-    yield from (f"dns:{name}" for name in found.get_values_for_type(x509.DNSName))

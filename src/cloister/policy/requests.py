@@ -56,7 +56,9 @@ class RequestPolicy:
         self.digest = hashlib.sha384(text.encode()).digest()
         """SHA-384 of the text: what ``sha384sum`` says of its file."""
 
-    def decide(self, caller: Caller, action: Action, model: str, version: str, way: str) -> Decision:
+    def decide(
+        self, caller: Caller, action: Action, model: str, version: str, way: str, certificate: str = ""
+    ) -> Decision:
         """Decide one request. Never raises: whatever goes wrong is a denial whose reason says so."""
         attributes = {
             "kind": caller.kind,
@@ -68,7 +70,8 @@ class RequestPolicy:
         groups = tuple(Entity("Group", group) for group in caller.groups)
         principal = Entity("Caller", caller.name, attributes, parents=groups)
         resource = Entity("Model", model, {"name": model, "version": version})
-        return self._policy.decide(principal, action, resource, {"way": way})
+        context = {"way": way, "certificate": certificate}
+        return self._policy.decide(principal, action, resource, context)
 
 
 class FixedPolicy:

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from cloister.errors import ConfigError
 from cloister.serve.address import Address, parse_address
+from cloister.serve.client_tls import ask_for_certificates
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.listen import Listener, bind
@@ -116,6 +117,7 @@ def server_tls(serve: ServeSettings) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         where = serve.keystore or serve.certificate
         raise ConfigError(f"cannot use the certificate of {where} and its key: {error}") from error
+    ask_for_certificates(context, serve)
     return context
 
 

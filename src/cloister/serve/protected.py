@@ -9,6 +9,7 @@ from cloister.attest.attester import pick_attester
 from cloister.attest.service import LoadedModel, ServiceIdentity
 from cloister.errors import ConfigError
 from cloister.ohttp.gateway import Gateway
+from cloister.serve.client_tls import ask_for_certificates
 from cloister.serve.grpc_ports import open_grpc
 from cloister.serve.http.api import Api, Way
 from cloister.serve.http.asgi import AsgiApp
@@ -42,6 +43,7 @@ async def start_protected(
         CloisterError: any of these failed; nothing is served.
     """
     keys = make_keys(settings.serve.host, kem=OHTTP_KEMS[settings.serve.ohttp_kem])
+    ask_for_certificates(keys.tls, settings.serve)
     listeners = _bind_listeners(settings.serve, api, keys, stack)
     digest = settings_digest(settings)
     attester = pick_attester(settings.attest, mr_config_id=digest)

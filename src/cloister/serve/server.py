@@ -182,8 +182,9 @@ async def _load_open(serve: ServeSettings, control: ModelControl) -> None:
 def asks_who_calls(serve: ServeSettings) -> bool:
     """Whether an open server was told to look at its callers."""
     files = (serve.access_policy, serve.api_keys, serve.jwt_issuer, serve.jwt_audience, serve.jwt_jwks_url)
+    callers = (serve.identities, serve.client_ca)
     logs = (serve.decision_log, serve.decision_log_key)
-    return any((*files, *logs, serve.rate_per_s, serve.quota_per_day))
+    return any((*files, *callers, *logs, serve.rate_per_s, serve.quota_per_day))
 
 
 def _make_tokens(serve: ServeSettings, stack: AsyncExitStack) -> KeyFile | None:

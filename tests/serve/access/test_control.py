@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from joserfc.jwk import ECKey
 
-from cloister.policy.requests import WatchedPolicy
+from cloister.policy.requests import Caller, WatchedPolicy
 from cloister.serve.access.api_keys import make_api_key, remove_api_key
-from cloister.serve.access.control import AccessControl, Forbidden, TooManyRequests, Unauthenticated
+from cloister.serve.access.control import (
+    AccessControl,
+    Forbidden,
+    IssuerAway,
+    TooManyRequests,
+    Unauthenticated,
+)
+from cloister.serve.access.issuers import Issuer
 from cloister.serve.access.limits import CallerLimits
-from cloister.serve.access.oidc import Issuer
-from tests.serve.access.test_oidc import LocalIssuer, issuer, token
+from tests.fakes.authority import Authority
+from tests.fakes.issuer import EC, RSA, LocalIssuer, make_token
+from tests.serve.access.test_tokens import issuer, token
 
 __all__ = ["issuer"]
 
@@ -79,13 +91,14 @@ def test_anonymous_and_wrong_credentials(policy: Path, tmp_path: Path) -> None:
 def test_jwt(policy: Path, issuer: LocalIssuer) -> None:
     """A token of the issuer lets its groups in; keys are fetched by ``refresh``, never by ``admit``."""
     control = AccessControl(WatchedPolicy(policy), issuers=[Issuer(url=issuer.url, audience="models")])
-    with pytest.raises(Unauthenticated):
+    with pytest.raises(IssuerAway) as away:
         control.admit("manage", "m", "", "tls", bearer(token(issuer)))
+    assert (away.value.status, away.value.headers) == (503, [(b"retry-after", b"5")])
     assert issuer.asked == []
     control.refresh()
     admission = control.admit("manage", "m", "", "tls", bearer(token(issuer)))
     assert admission.caller.tenant == "acme"
-    assert admission.until_s <= time.time() + 61
+    assert admission.until_s <= time.time() + 91
     with pytest.raises(Unauthenticated):
         control.admit("manage", "m", "", "tls", bearer(token(issuer, exp=1)))
     with pytest.raises(Forbidden):
@@ -119,3 +132,158 @@ def test_policy_changes_while_it_runs(policy: Path) -> None:
     assert control.admit("predict", "m", "", "tls", []).caller.kind == "anonymous"
     with pytest.raises(Forbidden):
         control.admit("predict", "m", "", "open", [])
+
+
+def der(pem: str) -> bytes:
+    """A certificate as TLS gives it."""
+    return x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER)
+
+
+IDENTITIES = """
+[[certificate]]
+uri = "spiffe://example.org/job"
+name = "job"
+tenant = "acme"
+groups = ["radiology"]
+
+[[certificate]]
+dns = "other.example.org"
+"""
+JOB = x509.UniformResourceIdentifier("spiffe://example.org/job")
+
+
+def test_client_certificates(policy: Path, tmp_path: Path) -> None:
+    """A certificate is an identity, as the file says or by its own name; a credential comes first."""
+    identities, keys = tmp_path / "identities.toml", tmp_path / "keys.jsonl"
+    identities.write_text(IDENTITIES)
+    key = make_api_key(keys, "ci", now=NOW)
+    site = Authority()
+    job, plain = der(site.issue("j", JOB)), der(site.issue("plain"))
+    control = AccessControl(WatchedPolicy(policy), api_keys=keys, identities=identities)
+    caller, until_s = control.identify([], job)
+    assert caller == Caller(kind="mtls", subject="job", tenant="acme", groups=("radiology",))
+    assert until_s == pytest.approx(time.time() + 86_400, abs=60)
+    assert control.identify([], plain)[0].subject == "subject:CN=plain,O=Example"
+    assert control.identify(bearer(key), job)[0].kind == "api-key"
+    for wrong in (bearer("clk_wrong"), bearer("x"), [(b"authorization", b"Basic x")], bearer(key) * 2):
+        with pytest.raises(Unauthenticated):
+            control.identify(wrong, job)
+    with pytest.raises(Unauthenticated):
+        control.identify([], b"no certificate")
+    late = AccessControl(WatchedPolicy(policy), clock=lambda: time.time() + 90_000)
+    with pytest.raises(Unauthenticated, match="expired"):
+        late.identify([], job)
+
+
+def test_policies_see_certificates(policy: Path) -> None:
+    """A policy can ask for a certificate besides another credential."""
+    policy.write_text(
+        'permit (principal, action, resource) when { context.certificate == "subject:CN=a,O=Example" };'
+    )
+    control = AccessControl(WatchedPolicy(policy))
+    control.admit("predict", "m", "", "tls", [], certificate=der(Authority().issue("a")))
+    for certificate in (b"", der(Authority().issue("b"))):
+        with pytest.raises(Forbidden):
+            control.admit("predict", "m", "", "tls", [], certificate=certificate)
+
+
+def test_several_issuers(policy: Path, issuer: LocalIssuer, tmp_path: Path) -> None:
+    """Each token is judged by its own issuer's keys and rules; with another's key it is refused."""
+    second = LocalIssuer()
+    stranger = ECKey.generate_key("P-256", {"kid": "ec"})
+    second.keys = [stranger]
+    identities = tmp_path / "identities.toml"
+    identities.write_text(f'''
+[[issuer]]
+url = "{second.url}"
+audience = ["models", "b"]
+tenant = "second"
+''')
+    control = AccessControl(
+        WatchedPolicy(policy), issuers=[Issuer(url=issuer.url, audience="models")], identities=identities
+    )
+    control.refresh()
+    assert control.identify(bearer(token(issuer)))[0].tenant == "acme"
+    assert control.identify(bearer(second.token(stranger)))[0].tenant == "second"
+    for wrong in (second.token(), token(issuer, stranger), token(issuer, iss="https://nobody.example")):
+        with pytest.raises(Unauthenticated):
+            control.identify(bearer(wrong))
+    second.close()
+
+
+def test_unknown_keys_are_asked_for_with_a_limit(policy: Path, issuer: LocalIssuer) -> None:
+    """A key that nobody knows has the issuer asked, but not more often than every few seconds."""
+    control = AccessControl(WatchedPolicy(policy), issuers=[Issuer(url=issuer.url, audience="models")])
+    control.refresh()
+    before = issuer.asked.count("/keys")
+    fresh = ECKey.generate_key("P-256", {"kid": "fresh"})
+    issuer.keys.append(fresh)
+    for _ in range(50):
+        with pytest.raises(Unauthenticated):
+            control.identify(bearer(token(issuer, fresh)))
+        control.refresh()
+    assert issuer.asked.count("/keys") == before
+    (_, keys) = control._issuer_keys[issuer.url]
+    keys._tried -= 10
+    generation, digest = control.generation, control.callers_digest
+    control.refresh()
+    assert control.identify(bearer(token(issuer, fresh)))[0].subject == "alice"
+    assert issuer.asked.count("/keys") == before + 1
+    assert control.generation != generation
+    assert control.callers_digest == digest
+
+
+def test_identities_change_while_it_runs(policy: Path, tmp_path: Path) -> None:
+    """A changed file is taken over and changes the digest; a broken one is reported and not."""
+    identities = tmp_path / "identities.toml"
+    identities.write_text(IDENTITIES)
+    problems: list[str] = []
+    control = AccessControl(
+        WatchedPolicy(policy), identities=identities, on_problem=lambda error: problems.append(error.message)
+    )
+    job = der(Authority().issue("j", JOB))
+    before = control.callers_digest
+    for broken in ("[[certificate]]", "x = 1", "\x00", IDENTITIES + IDENTITIES.replace("uri", "urn")):
+        identities.write_text(broken)
+        control.refresh()
+        control.refresh()
+        assert control.identify([], job)[0].subject == "job"
+        assert control.callers_digest == before
+    assert len(problems) == 4
+    identities.unlink()
+    control.refresh()
+    control.refresh()
+    assert len(problems) == 5
+    identities.write_text(IDENTITIES.replace('"job"', '"renamed"'))
+    control.refresh()
+    assert control.identify([], job)[0].subject == "renamed"
+    assert control.callers_digest != before
+
+
+def test_digest_of_callers(policy: Path, tmp_path: Path) -> None:
+    """Keys, issuers, their keys in files, authorities: each changes the digest."""
+    keys, jwks = tmp_path / "keys.jsonl", tmp_path / "jwks.json"
+    make_api_key(keys, "one", now=NOW)
+    jwks.write_text(json.dumps({"keys": [EC.as_dict(private=False)]}))
+    filed = Issuer(url="https://i.example", audience="models", jwks_file=str(jwks))
+    digests = set()
+    for options in (
+        {},
+        {"api_keys": keys},
+        {"issuers": [Issuer(url="https://i.example", audience="models")]},
+        {"issuers": [Issuer(url="https://i.example", audience="others")]},
+        {"issuers": [filed]},
+        {"client_ca": b"a"},
+        {"client_ca": b"b"},
+    ):
+        digests.add(AccessControl(WatchedPolicy(policy), **options).callers_digest)
+    control = AccessControl(WatchedPolicy(policy), issuers=[filed])
+    control.refresh()
+    digests.add(control.callers_digest)
+    jwks.write_text(json.dumps({"keys": [RSA.as_dict(private=False)]}))
+    control.refresh()
+    digests.add(control.callers_digest)
+    with pytest.raises(Unauthenticated):
+        control.identify(bearer(make_token("https://i.example")))
+    assert control.identify(bearer(make_token("https://i.example", RSA, "RS256")))[0].subject == "alice"
+    assert len(digests) == 9

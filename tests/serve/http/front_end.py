@@ -80,7 +80,7 @@ class FakeApi:
     def body_limit(self, path: str) -> int:
         return LIMIT + 10_000 if path == paths.GATEWAY else LIMIT
 
-    def admit(self, way: Way, supervisor: Any, headers: Headers) -> Response | None:
+    def admit(self, way: Way, supervisor: Any, headers: Headers, certificate: bytes = b"") -> Response | None:
         return self.refused
 
     def target(self, way: Way, method: str, path: str) -> Any:

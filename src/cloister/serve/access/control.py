@@ -1,15 +1,14 @@
 """Credential, policy, limits and log together: may this request go on, and as whom?
 
 A request brings at most one credential: ``Authorization: Bearer`` with a JWT or an API key, or ``x-api-key``.
-Inside a sealed request it travels sealed. Without one the caller is anonymous, and the policy decides about
-that as well; with one that is wrong the answer is 401, never anonymous.
+Inside a sealed request it travels sealed. Without one the caller is the bearer of the client certificate that
+TLS has verified, if there is one; else anonymous, and the policy decides about that as well. A credential
+that is wrong is answered 401: its bearer is never taken for the certificate's, nor for anonymous.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,12 +18,17 @@ from pathlib import Path
 import msgspec
 import rfc8785
 
-from cloister.errors import BadSignature, CloisterError, ConfigError, TransportError
+from cloister.crypto.client_certificates import ClientCertificate, read_client_certificate
+from cloister.errors import CloisterError, TransportError
 from cloister.policy.requests import ANONYMOUS, Action, Caller, FixedPolicy, WatchedPolicy
-from cloister.serve.access.api_keys import PREFIX, ApiKey, find_record, read_api_keys
+from cloister.serve.access.api_keys import PREFIX, find_record, read_api_keys
 from cloister.serve.access.audit import DecisionLog
+from cloister.serve.access.identities import Identities, check_identities, read_identities
+from cloister.serve.access.issuer_keys import RETRY_S, IssuerKeys
+from cloister.serve.access.issuers import Issuer
 from cloister.serve.access.limits import CallerLimits
-from cloister.serve.access.oidc import Issuer, IssuerKeys, verify_jwt
+from cloister.serve.access.tokens import read_token, verify_token
+from cloister.serve.access.watched import WatchedFile
 from cloister.serve.refusals import Refusal
 
 REFRESH_S = 2.0
@@ -44,6 +48,17 @@ class Unauthenticated(Refusal):
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"www-authenticate", b"Bearer")]
+
+
+class IssuerAway(Refusal):
+    """A token that cannot be judged, because its issuer's keys cannot be had."""
+
+    status = 503
+    kind = "ServiceUnavailableException"
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [(b"retry-after", b"%d" % RETRY_S)]
 
 
 class Forbidden(Refusal):
@@ -86,27 +101,40 @@ class AccessControl:
         *,
         api_keys: Path | None = None,
         issuers: Iterable[Issuer] = (),
+        identities: Path | None = None,
+        client_ca: bytes = b"",
         limits: CallerLimits | None = None,
         log: DecisionLog | None = None,
         clock: Callable[[], float] = time.time,
+        on_problem: Callable[[CloisterError], None] = lambda _: None,
     ) -> None:
         """Read every file.
 
+        Args:
+            issuers: besides those of ``identities``.
+            client_ca: PEM of the authorities by which TLS verifies client certificates.
         Raises:
             ConfigError: a file cannot be used.
         """
         self._policy = policy
-        self._api_keys_path = api_keys
-        self._api_keys: dict[str, ApiKey] = {}
-        self._api_keys_seen = -1
-        self._issuers = [(issuer, IssuerKeys(issuer)) for issuer in issuers]
+        self._api_keys = (
+            None if api_keys is None else WatchedFile(api_keys, read_api_keys, on_problem=on_problem)
+        )
+        self._own_issuers = tuple(issuers)
+        self._file = (
+            None if identities is None else WatchedFile(identities, self._read, on_problem=on_problem)
+        )
+        self._client_ca = client_ca
         self._limits = limits or CallerLimits()
         self._log = log
         self._clock = clock
-        self._unknown_key = threading.Event()
+        self._on_problem = on_problem
+        self._problems: dict[str, str] = {}
+        self._issuer_keys: dict[str, tuple[Issuer, IssuerKeys]] = {}
+        self._identities = Identities()
         self._changes = 0
-        self._callers_digest = self._digest_callers()
-        self._read_api_keys()
+        self._callers_digest = b""
+        self._use_identities()
 
     @property
     def generation(self) -> int:
@@ -130,8 +158,8 @@ class AccessControl:
 
     @property
     def takes_credentials(self) -> bool:
-        """Whether there is anything to hold a credential against; without that callers are anonymous."""
-        return self._api_keys_path is not None or bool(self._issuers)
+        """Whether there is anything to hold a credential against; without that its bearer has none."""
+        return self._api_keys is not None or self._file is not None or bool(self._own_issuers)
 
     def admit(
         self,
@@ -141,6 +169,7 @@ class AccessControl:
         way: str,
         headers: Headers,
         *,
+        certificate: bytes = b"",
         caller: Caller | None = None,
     ) -> Admission:
         """Let a request pass.
@@ -148,16 +177,19 @@ class AccessControl:
         Args:
             version: that would answer; empty where none is meant.
             way: ``sealed``, ``tls`` or ``open``.
+            certificate: DER of the client certificate that TLS has verified; nothing inside a sealed request.
             caller: who asks, where that is known already; ``headers`` are not looked at then.
         Raises:
             Unauthenticated: its credential does not hold.
+            IssuerAway: nothing can be said of its credential now.
             Forbidden: no policy permits it, or one forbids it.
             TooManyRequests: over the caller's limits.
         """
         until_s = float("inf")
         if caller is None:
-            caller, until_s = self.identify(headers)
-        decision = self._policy.policy.decide(caller, action, model, version, way)
+            caller, until_s = self.identify(headers, certificate)
+        shown = read_client_certificate(certificate).name if certificate else ""
+        decision = self._policy.policy.decide(caller, action, model, version, way, shown)
         if self._log is not None:
             self._log.record(caller, action, model, version, decision)
         if not decision.allowed:
@@ -168,72 +200,93 @@ class AccessControl:
             raise TooManyRequests(wait_s)
         return Admission(caller, until_s)
 
-    def identify(self, headers: Headers) -> tuple[Caller, float]:
+    def identify(self, headers: Headers, certificate: bytes = b"") -> tuple[Caller, float]:
         """Who asks, and until when the credential holds.
 
         Raises:
             Unauthenticated: more than one credential, or one that does not hold.
+            IssuerAway: nothing can be said of it now.
         """
+        now_s = self._clock()
         found = [_credential(name, value) for name, value in headers if name in CREDENTIALS]
-        if not found or not self.takes_credentials:
-            return ANONYMOUS, float("inf")
-        if len(found) > 1 or not found[0]:
-            raise Unauthenticated("expected one credential: Authorization: Bearer, or x-api-key")
-        credential = found[0]
-        if credential.startswith(PREFIX.encode()):
-            record = find_record(self._api_keys, credential, datetime.fromtimestamp(self._clock(), UTC))
-            if record is None:
-                raise Unauthenticated("the API key is not one of this server's, or has expired")
-            return record.caller(), record.until_s
-        return self._verify_jwt(credential)
+        try:
+            bearer = read_client_certificate(certificate) if certificate else None
+            if found and self.takes_credentials:
+                if len(found) > 1 or not found[0]:
+                    raise Unauthenticated("expected one credential: Authorization: Bearer, or x-api-key")
+                return self._judge(found[0], bearer, now_s)
+            if bearer is None:
+                return ANONYMOUS, float("inf")
+            return self._identities.bearer(bearer), self._identities.admits_until(bearer, now_s)
+        except TransportError as error:
+            raise IssuerAway(error.message) from error
+        except Refusal:
+            raise
+        except CloisterError as error:
+            raise Unauthenticated(error.message) from error
 
     def refresh(self) -> None:
         """Look at files and issuers; blocks on both. To be called every ``REFRESH_S`` from a thread."""
         self._policy.refresh()
-        with contextlib.suppress(ConfigError):  # being written, or broken: the known keys go on being good
-            self._read_api_keys()
-        asked_for = self._unknown_key.is_set()
-        self._unknown_key.clear()
-        for _, keys in self._issuers:
+        changed = [file.refresh() for file in (self._api_keys, self._file) if file is not None]
+        for url, (_, keys) in list(self._issuer_keys.items()):
             try:
-                keys.refresh(force=asked_for)
-            except CloisterError:
-                continue
-
-    def _verify_jwt(self, token: bytes) -> tuple[Caller, float]:
-        problem: CloisterError | None = None
-        for issuer, keys in self._issuers:
-            try:
-                return verify_jwt(token, issuer, keys, self._clock(), may_ask=False)
-            except TransportError as error:
-                self._unknown_key.set()
-                problem = error
-            except BadSignature as error:
-                self._unknown_key.set()
-                problem = problem or error
+                changed.append(keys.refresh())
             except CloisterError as error:
-                problem = error
-        message = problem.message if problem is not None else "this server takes no such credential"
-        raise Unauthenticated(message)
+                if self._problems.get(url) != error.message:  # not again at every attempt
+                    self._problems[url] = error.message
+                    self._on_problem(error)
+            else:
+                if changed[-1]:
+                    self._problems.pop(url, None)
+        if any(changed):
+            self._use_identities()
 
-    def _read_api_keys(self) -> None:
-        if self._api_keys_path is None:
-            return
-        try:
-            stamp = self._api_keys_path.stat().st_mtime_ns
-        except OSError as error:
-            raise ConfigError(f"cannot read the API keys in {self._api_keys_path}") from error
-        if stamp != self._api_keys_seen:
-            self._api_keys = read_api_keys(self._api_keys_path)
-            self._api_keys_seen = stamp
-            self._callers_digest = self._digest_callers()
-            self._changes += 1
+    def _judge(
+        self, credential: bytes, certificate: ClientCertificate | None, now_s: float
+    ) -> tuple[Caller, float]:
+        if credential.startswith(PREFIX.encode()):
+            known = {} if self._api_keys is None else self._api_keys.content
+            record = find_record(known, credential, datetime.fromtimestamp(now_s, UTC))
+            if record is None:
+                raise Unauthenticated("the API key is not one of this server's, or has expired")
+            return record.caller(), record.until_s
+        shown = read_token(credential)
+        if shown.issuer not in self._issuer_keys:
+            raise Unauthenticated("the token is of an issuer that this server does not know")
+        issuer, keys = self._issuer_keys[shown.issuer]
+        return verify_token(shown, issuer, keys, now_s, certificate=certificate, may_ask=False)
+
+    def _read(self, path: Path) -> Identities:
+        found = read_identities(path)
+        check_identities(Identities(issuer=(*self._own_issuers, *found.issuer)))
+        return found
+
+    def _use_identities(self) -> None:
+        """Take over what the files say now; an issuer that is as it was keeps its keys."""
+        self._identities = Identities() if self._file is None else self._file.content
+        issuers = (*self._own_issuers, *self._identities.issuer)
+        check_identities(Identities(issuer=issuers))
+        former = self._issuer_keys
+        self._issuer_keys = {
+            issuer.url: former[issuer.url]
+            if issuer.url in former and former[issuer.url][0] == issuer
+            else (issuer, IssuerKeys(issuer))
+            for issuer in issuers
+        }
+        self._callers_digest = self._digest_callers()
+        self._changes += 1
 
     def _digest_callers(self) -> bytes:
-        keys = sorted(self._api_keys.values(), key=lambda key: key.sha256)
+        records = [] if self._api_keys is None else self._api_keys.content.values()
         document = {
-            "api-keys": [msgspec.to_builtins(key) for key in keys],
-            "issuers": [msgspec.to_builtins(issuer) for issuer, _ in self._issuers],
+            "api-keys": [msgspec.to_builtins(key) for key in sorted(records, key=lambda key: key.sha256)],
+            "issuers": [
+                {**msgspec.to_builtins(issuer), "keys": keys.public}
+                for _, (issuer, keys) in sorted(self._issuer_keys.items())
+            ],
+            "certificates": msgspec.to_builtins(self._identities.certificate),
+            "client-ca": hashlib.sha384(self._client_ca).hexdigest() if self._client_ca else "",
         }
         return hashlib.sha384(rfc8785.dumps(document)).digest()
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cloister.errors import ConfigError
+from cloister.errors import CloisterError, ConfigError
 from cloister.kbs.owner_files import load_or_make_ed25519
 from cloister.policy.requests import FixedPolicy, WatchedPolicy
 from cloister.serve.access.audit import DecisionLog
 from cloister.serve.access.control import REFRESH_S, AccessControl
+from cloister.serve.access.issuers import Issuer
 from cloister.serve.access.limits import CallerLimits
-from cloister.serve.access.oidc import Issuer, check_issuer_url
+from cloister.serve.client_tls import read_client_ca
 from cloister.serve.log import log
 from cloister.settings import ServeSettings
 
@@ -40,8 +41,11 @@ async def start_access_control(serve: ServeSettings, stack: AsyncExitStack) -> A
         policy,
         api_keys=Path(serve.api_keys) if serve.api_keys else None,
         issuers=_make_issuers(serve),
+        identities=Path(serve.identities) if serve.identities else None,
+        client_ca=read_client_ca(serve),
         limits=CallerLimits(serve.rate_per_s, serve.quota_per_day),
         log=decisions,
+        on_problem=_report_callers,
     )
     await asyncio.to_thread(control.refresh)
     task = asyncio.create_task(_keep_fresh(control))
@@ -70,15 +74,18 @@ def _make_policy(serve: ServeSettings) -> WatchedPolicy | FixedPolicy:
     if serve.mode == "protected":
         log.warning(NOBODY)
         return FixedPolicy()
-    if serve.api_keys or serve.jwt_issuer:
-        raise ConfigError(
-            "serve.api_keys or serve.jwt_issuer without serve.access_policy: nobody would be asked"
-        )
+    named = ("api_keys", "jwt_issuer", "identities", "client_ca")
+    for name in (name for name in named if getattr(serve, name)):
+        raise ConfigError(f"serve.{name} without serve.access_policy: nobody would be asked")
     return FixedPolicy(_EVERYBODY)
 
 
 def _report(problem: ConfigError) -> None:
     log.error("access policy not taken over: the former one decides", reason=problem.message)
+
+
+def _report_callers(problem: CloisterError) -> None:
+    log.error("callers are known as before", reason=problem.message)
 
 
 def _make_issuers(serve: ServeSettings) -> list[Issuer]:
@@ -88,7 +95,6 @@ def _make_issuers(serve: ServeSettings) -> list[Issuer]:
         return []
     if not serve.jwt_audience:
         raise ConfigError("serve.jwt_issuer without serve.jwt_audience: tokens for others would be taken")
-    check_issuer_url(serve.jwt_jwks_url or serve.jwt_issuer)
     return [Issuer(url=serve.jwt_issuer, audience=serve.jwt_audience, jwks_url=serve.jwt_jwks_url)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -34,8 +35,8 @@ class Asked(NamedTuple):
     version: str
 
 
-Admit = Callable[[Asked, Headers], Response | None]
-"""Decides by that and by the call's metadata; a response says no."""
+Admit = Callable[[Asked, Headers, bytes], Response | None]
+"""Decides by that, by the call's metadata and by its client certificate (DER); a response says no."""
 
 
 class CallFailed(CloisterError):
@@ -46,7 +47,7 @@ class CallFailed(CloisterError):
         self.code = code
 
 
-def admit_all(_: Asked, __: Headers) -> Response | None:
+def admit_all(_: Asked, __: Headers, ___: bytes) -> Response | None:
     """Lets everybody in."""
     return None
 
@@ -71,6 +72,12 @@ def metadata_of(context: Context) -> Headers:
         (key.encode(), value if isinstance(value, bytes) else value.encode())
         for key, value in context.invocation_metadata() or ()
     ]
+
+
+def certificate_of(context: Context) -> bytes:
+    """DER of the client certificate that TLS has verified; empty if there is none."""
+    shown = context.auth_context().get("x509_pem_cert", ())
+    return ssl.PEM_cert_to_DER_cert(shown[0].decode("ascii")) if shown else b""
 
 
 def make_handler(name: str, service_name: str, implementation: object, admit: Admit) -> Any:
@@ -130,7 +137,8 @@ class Reader:
     def _check(self, request: Any, context: Context) -> None:
         model = getattr(request, self._model) if self._model else ""
         version = getattr(request, self._version) if self._version else ""
-        refusal = self._admit(Asked(self._method, model, version), metadata_of(context))
+        asked = Asked(self._method, model, version)
+        refusal = self._admit(asked, metadata_of(context), certificate_of(context))
         if refusal is None:
             return
         failure = read_failure(refusal)

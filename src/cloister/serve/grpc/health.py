@@ -9,7 +9,16 @@ from typing import Any
 from grpc import StatusCode
 
 from cloister.errors import ModelNotFound
-from cloister.serve.grpc.calls import TOKEN_REFUSED, Admit, Asked, CallFailed, Context, admit_all, metadata_of
+from cloister.serve.grpc.calls import (
+    TOKEN_REFUSED,
+    Admit,
+    Asked,
+    CallFailed,
+    Context,
+    admit_all,
+    certificate_of,
+    metadata_of,
+)
 from cloister.serve.grpc.messages import HEALTH, message
 from cloister.serve.registry import Registry
 
@@ -50,7 +59,7 @@ class HealthService:
         if not request.service or self._admit is admit_all:
             return
         asked = Asked("Check", request.service, "")
-        if self._admit(asked, metadata_of(context)) is not None:
+        if self._admit(asked, metadata_of(context), certificate_of(context)) is not None:
             raise CallFailed(StatusCode.PERMISSION_DENIED, TOKEN_REFUSED)
 
     def _state(self, name: str) -> int:

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 
 from cloister.errors import ConfigError
+from cloister.serve.client_tls import read_client_ca
 from cloister.serve.control import ModelControl
 from cloister.serve.grpc.calls import Admit, admit_all, make_handler
 from cloister.serve.grpc.health import HealthService
@@ -40,6 +41,7 @@ class GrpcPort:
     Args:
         services: generic handlers, made by ``make_handler``.
         tls: None for plain text.
+        client_ca: PEM of the authorities of client certificates, which are required then; empty: none are.
     """
 
     def __init__(
@@ -51,9 +53,11 @@ class GrpcPort:
         tls: TlsPair | None,
         max_request_bytes: int,
         connection_age_s: float = 0.0,
+        client_ca: bytes = b"",
     ) -> None:
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._tls = tls
+        self._client_ca = client_ca
         self._server = grpc.aio.server(
             options=_options(max_request_bytes, connection_age_s),
             maximum_concurrent_rpcs=MAX_CALLS,
@@ -73,7 +77,9 @@ class GrpcPort:
                 self.port = self._server.add_insecure_port(self._address)
             else:
                 pair = ((self._tls.key, self._tls.chain),)
-                credentials = grpc.ssl_server_credentials(pair)
+                credentials = grpc.ssl_server_credentials(
+                    pair, self._client_ca or None, require_client_auth=bool(self._client_ca)
+                )
                 self.port = self._server.add_secure_port(self._address, credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen on {self._address} for gRPC") from error
@@ -148,6 +154,8 @@ async def start_grpc(
     ]
     if protected and settings.grpc_management_port and not management_is_guarded:
         raise ConfigError("protected mode has no management by gRPC without a token")
+    # The library can require certificates or not ask for any, and nothing in between.
+    client_ca = read_client_ca(settings) if settings.client_certificates == "required" else b""
     ports: list[GrpcPort] = []
     for address, number, services in wanted:
         if not number:
@@ -159,6 +167,7 @@ async def start_grpc(
             tls=tls,
             max_request_bytes=settings.max_request_bytes,
             connection_age_s=settings.grpc_connection_age_s,
+            client_ca=client_ca,
         )
         await port.start()
         stack.push_async_callback(port.stop, drain_s=drain_s)

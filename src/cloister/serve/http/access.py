@@ -8,6 +8,7 @@ from cloister.serve.frames import Headers
 from cloister.serve.refusals import InvalidKey
 from cloister.serve.torchserve.key_file import KeyFile, TokenKind
 
+_LETS_IN = (TokenKind.MANAGEMENT, TokenKind.INFERENCE)
 _FAILED = "Token either incorrect, expired, or not provided correctly"
 
 
@@ -42,6 +43,16 @@ class TokenAccess:
             return
         if not self._keys.admits(kind, _authorization(headers)):
             raise InvalidKey(f"Token Authorization failed. {_FAILED}")
+
+    def held(self, headers: Headers) -> TokenKind | None:
+        """Which of the tokens for an API a request brings, still valid; None if it is none of them."""
+        if self._keys is None:
+            return None
+        shown = _authorization(headers)
+        held = [
+            kind for kind in _LETS_IN if self._keys.admits(kind, shown)
+        ]  # each is compared, in constant time
+        return held[0] if held else None
 
     def renew(self, wanted: str, headers: Headers) -> None:
         """``GET /token?type=``: replace the management or the inference token.

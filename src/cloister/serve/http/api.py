@@ -181,22 +181,25 @@ class Api:
         except ModelNotFound:
             return None, headers
 
-    def admit(self, way: Way, supervisor: Supervisor, headers: Headers) -> Response | None:
+    def admit(
+        self, way: Way, supervisor: Supervisor, headers: Headers, certificate: bytes = b""
+    ) -> Response | None:
         """The refusal of a prediction of this model with these headers; None if it may go on."""
         asked = Asked("predict", supervisor.stats.model, supervisor.stats.version)
         try:
-            self._door.require(TokenKind.INFERENCE, self._policy_way(way), asked, headers)
+            self._door.require(TokenKind.INFERENCE, self._policy_way(way), asked, headers, certificate)
         except CloisterError as error:
             return render_failure(error)
         return None
 
     def admit_call(
-        self, way: Way, method: str, model: str, version: str, headers: Headers
+        self, way: Way, method: str, model: str, version: str, headers: Headers, certificate: bytes = b""
     ) -> Response | None:
         """The refusal of a gRPC call, at the management port if ``way`` says so; None if it may go on."""
         kind = TokenKind.MANAGEMENT if way is Way.MANAGEMENT else TokenKind.INFERENCE
         try:
-            self._door.require(kind, self._policy_way(way), asked_by_call(method, model, version), headers)
+            asked = asked_by_call(method, model, version)
+            self._door.require(kind, self._policy_way(way), asked, headers, certificate)
         except CloisterError as error:
             refusal = render_failure(error)
             self.trace_refusal(headers, refusal.status, time.monotonic())
@@ -283,7 +286,8 @@ class Api:
         asked = asked_at(request.method, segments, metrics_port=way is Way.METRICS)
         if segments == ["invocations"] and asked is not None:
             asked = asked._replace(model=self._inference.invoked(request))
-        self._door.require(_token_for(way, segments), self._policy_way(way), asked, request.headers)
+        token = _token_for(way, segments)
+        self._door.require(token, self._policy_way(way), asked, request.headers, request.certificate)
 
     def _policy_way(self, way: Way) -> str:
         """The word for it in access policies."""

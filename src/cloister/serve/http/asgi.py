@@ -31,6 +31,8 @@ Event = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Event]]
 Send = Callable[[Event], Awaitable[None]]
 
+CERTIFICATE = "cloister.certificate"
+"""Where the scope has the DER of the client certificate that TLS has verified."""
 _CLOSE = (b"connection", b"close")
 _Result = TypeVar("_Result")
 
@@ -74,7 +76,14 @@ class AsgiApp:
         except CloisterError as error:
             await self._refuse(render_failure(error), scope, started, receive, send)
             return
-        request = Request(scope["method"], path, scope["query_string"], scope["headers"], content)
+        request = Request(
+            scope["method"],
+            path,
+            scope["query_string"],
+            scope["headers"],
+            content,
+            scope.get(CERTIFICATE, b""),
+        )
         started = time.monotonic()
         response = await _unless_gone(self.api.handle(request, self.way), receive)
         if response is None:

@@ -15,7 +15,6 @@ from cloister.errors import ModelNotFound
 from cloister.serve.frames import Headers
 from cloister.serve.http.access import TokenAccess
 from cloister.serve.http.actions import Asked
-from cloister.serve.refusals import InvalidKey
 from cloister.serve.registry import Registry
 from cloister.serve.torchserve.key_file import TokenKind
 
@@ -65,59 +64,80 @@ class Door:
         """Whether each request has to be asked about anew."""
         return self._control is not None and self._control.counts
 
-    def require(self, kind: TokenKind | None, way: str, asked: Asked | None, headers: Headers) -> None:
+    def require(
+        self,
+        kind: TokenKind | None,
+        way: str,
+        asked: Asked | None,
+        headers: Headers,
+        certificate: bytes = b"",
+    ) -> None:
         """Let a request pass.
 
         Args:
             kind: TorchServe's token that the port asks for.
             way: ``sealed``, ``tls`` or ``open``.
             asked: None for what needs no permission.
+            certificate: DER of the client certificate that TLS has verified.
         Raises:
             InvalidKey: without the token that the port asks for.
-            Unauthenticated, Forbidden, TooManyRequests: as ``AccessControl.admit``.
+            Unauthenticated, IssuerAway, Forbidden, TooManyRequests: as ``AccessControl.admit``.
         """
         if self._control is None:
             if kind is not None:
                 self._tokens.require(kind, headers)
             return
-        key = (kind, way, asked, *(pair for pair in headers if pair[0] in CREDENTIALS))
+        key = (kind, way, asked, certificate, *(pair for pair in headers if pair[0] in CREDENTIALS))
         now = self._clock()
         if now < self._remembered().get(key, 0.0):
             return
-        until_s = self._decide(self._control, kind, way, asked, headers)
+        until_s = self._decide(self._control, kind, way, asked, headers, certificate)
         if not self._control.counts:
             self._known[key] = min(until_s, now + REMEMBERED_S)
 
     def _decide(
-        self, control: AccessControl, kind: TokenKind | None, way: str, asked: Asked | None, headers: Headers
+        self,
+        control: AccessControl,
+        kind: TokenKind | None,
+        way: str,
+        asked: Asked | None,
+        headers: Headers,
+        certificate: bytes,
     ) -> float:
         """Until when it holds."""
-        caller = None if kind is None else self._token_caller(control, kind, headers)
+        caller = self._token_caller(control, kind, headers, certificate)
         if asked is None:
             return float("inf")
         version = asked.version
         with suppress(ModelNotFound):  # whether there is such a model is for those who may ask for it
             version = self._registry.find(asked.model, asked.version or None).version
-        return control.admit(asked.action, asked.model, version, way, headers, caller=caller).until_s
+        return control.admit(
+            asked.action, asked.model, version, way, headers, certificate=certificate, caller=caller
+        ).until_s
 
-    def _token_caller(self, control: AccessControl, kind: TokenKind, headers: Headers) -> Caller | None:
-        """Whoever has the token; None for one with another credential, which the policy judges."""
+    def _token_caller(
+        self, control: AccessControl, kind: TokenKind | None, headers: Headers, certificate: bytes
+    ) -> Caller | None:
+        """Whoever has one of TorchServe's tokens; None for another credential, which the policy judges.
+
+        Where a port asks for a kind of token, another kind lets nobody in.
+        """
         from cloister.policy.requests import ANONYMOUS, Caller
         from cloister.serve.access.control import Unauthenticated
 
-        if not self._tokens.asks_for(kind):
+        wanted = kind if kind is not None and self._tokens.asks_for(kind) else None
+        held = self._tokens.held(headers)
+        if held is not None and wanted in (None, held):
+            return Caller(kind="token", subject=held.value)
+        if wanted is None:
             return None
         try:
-            self._tokens.require(kind, headers)
-        except InvalidKey as refusal:
-            try:
-                found, _ = control.identify(headers)
-            except Unauthenticated:
-                raise refusal from None
-            if found == ANONYMOUS:
-                raise
-            return None
-        return Caller(kind="token", subject=kind.value)
+            found, _ = control.identify(headers, certificate)
+        except Unauthenticated:
+            found = ANONYMOUS
+        if held is not None or found == ANONYMOUS:
+            self._tokens.require(wanted, headers)
+        return None
 
     def _remembered(self) -> dict[tuple[object, ...], float]:
         now, generation = self._clock(), self.generation + self._registry.generation

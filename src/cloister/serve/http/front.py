@@ -99,7 +99,7 @@ class Front:
             head.sealed = head.method == "POST" and api.gateway is not None and _is_sealed(head) and not page
             return head.sealed
         supervisor, head.model_headers = api.hot(self.way, head.method, head.path, head.headers)
-        if supervisor is None or api.admit(self.way, supervisor, head.headers) is not None:
+        if supervisor is None or api.admit(self.way, supervisor, head.headers, head.certificate) is not None:
             return False
         head.supervisor = supervisor
         if api.counts:

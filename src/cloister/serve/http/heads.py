@@ -31,11 +31,13 @@ _NOT_HOT = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"trailer"))
 class Head:
     """A parsed head of ``HTTP/1.1`` with exactly one Content-Length. Its headers are shared.
 
+    ``certificate`` is what its connection has shown: what is decided holds for both together.
     ``supervisor``, ``generation`` and ``until`` are what the front has decided about it, and for how long.
     """
 
     __slots__ = (
         "body_bytes",
+        "certificate",
         "close",
         "generation",
         "headers",
@@ -60,6 +62,7 @@ class Head:
         self.body_bytes = body_bytes
         self.close = close
         self.priority = find_priority(headers)
+        self.certificate = b""
         self.sealed = False
         self.supervisor: Supervisor | None = None
         self.generation = -1
@@ -127,9 +130,10 @@ class HeadCache:
     not asked for during one whole generation is dropped.
     """
 
-    __slots__ = ("_old", "_young")
+    __slots__ = ("_kept", "_old", "_young")
 
-    def __init__(self) -> None:
+    def __init__(self, kept: int = KEPT) -> None:
+        self._kept = kept
         self._young: dict[bytes, Head] = {}
         self._old: dict[bytes, Head] = {}
 
@@ -164,6 +168,6 @@ class HeadCache:
         self._old.clear()
 
     def _add(self, raw: bytes, head: Head) -> None:
-        if len(self._young) >= KEPT:
+        if len(self._young) >= self._kept:
             self._old, self._young = self._young, {}
         self._young[raw] = head

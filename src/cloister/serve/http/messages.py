@@ -23,6 +23,8 @@ class Request:
     query: bytes
     headers: Headers = field(repr=False)
     content: bytes = field(repr=False)
+    certificate: bytes = field(default=b"", repr=False)
+    """DER of the client certificate that TLS has verified. A sealed request has none: see decision 0011."""
 
     def header(self, name: bytes) -> bytes:
         """Value of the first header of this lower-case name; empty if there is none."""

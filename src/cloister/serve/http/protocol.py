@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httptools
 from uvicorn.config import Config
@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from cloister.errors import CloisterError
 from cloister.serve.frames import Headers
 from cloister.serve.http.api import Way
+from cloister.serve.http.asgi import CERTIFICATE
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import HEAD_S, IDLE_S, Front
@@ -29,6 +30,7 @@ from cloister.serve.http.heads import (
     END,
     MAX_KEPT_BYTES,
     Head,
+    HeadCache,
     find_priority,
     read_head,
     render_without_upgrade,
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 256
+OWN_HEADS = 8
+"""Heads that a connection with a client certificate keeps for itself."""
 
 
 class HotProtocol(Outgoing):
@@ -65,12 +69,19 @@ class HotProtocol(Outgoing):
         self._missing = 0
         self._take = self._take_answer
         self._part: set[Any] = set()
+        self._certificate = b""
+        self._heads = front.heads
 
     # The transport's callbacks.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._part = self._front.enter(self)
+        session = transport.get_extra_info("ssl_object")
+        self._certificate = (session.getpeercert(binary_form=True) or b"") if session is not None else b""
+        if self._certificate:
+            # What is decided about a head holds for this caller only.
+            self._heads = HeadCache(OWN_HEADS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._part.discard(self)
@@ -101,7 +112,7 @@ class HotProtocol(Outgoing):
             end = data.find(END, position, position + MAX_KEPT_BYTES) + 4
             if end < 4:
                 break
-            head = front.heads.get(data[position:end])
+            head = self._heads.get(data[position:end])
             if head is None or self._cold() or not front.admits(head):
                 break
             position = end + head.body_bytes
@@ -229,16 +240,19 @@ class HotProtocol(Outgoing):
         if version == "1.1" and not self._cold():
             close = not self.parser.should_keep_alive()
             head = read_head(method, self.url, self.headers, close=close)
-            if head is not None and self._front.admits(head):
-                self._head = head
-                if raw is not None:
-                    self._front.heads.learn(raw, head)
-                return
+            if head is not None:
+                head.certificate = self._certificate
+                if self._front.admits(head):
+                    self._head = head
+                    if raw is not None:
+                        self._heads.learn(raw, head)
+                    return
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url = url
         self.headers.extend(headers)
         self.expect_100_continue = expect
+        cast("dict[str, Any]", self.scope)[CERTIFICATE] = self._certificate
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -1,0 +1,58 @@
+"""Client certificates at a server's TLS ports: whose are believed, and whether one has to be shown.
+
+TLS verifies the chain; ``cloister.serve.access`` says whose the certificate is. The authorities are read
+once, at the start, so that what TLS verifies by is what evidence binds.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from cryptography import x509
+
+from cloister.errors import ConfigError
+from cloister.settings import ServeSettings
+
+
+def read_client_ca(serve: ServeSettings) -> bytes:
+    """PEM of the authorities; empty where no certificates are asked for.
+
+    Raises:
+        ConfigError: it cannot be read, holds no authority, or certificates are required of nobody's.
+    """
+    if not serve.client_ca:
+        if serve.client_certificates == "required":
+            raise ConfigError("serve.client_certificates is required, and serve.client_ca is not set")
+        return b""
+    try:
+        pem = Path(serve.client_ca).read_bytes()
+        found = x509.load_pem_x509_certificates(pem)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read certificates from {serve.client_ca}") from error
+    if not all(map(_is_authority, found)):
+        raise ConfigError(f"{serve.client_ca} holds a certificate that may not sign others")
+    return pem
+
+
+def ask_for_certificates(context: ssl.SSLContext, serve: ServeSettings) -> None:
+    """Have TLS verify client certificates as the settings say; nothing where they say nothing.
+
+    Raises:
+        ConfigError: as ``read_client_ca``.
+    """
+    pem = read_client_ca(serve)
+    if pem:
+        try:
+            context.load_verify_locations(cadata=pem.decode("ascii"))
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot use the certificates of {serve.client_ca}") from error
+        required = serve.client_certificates == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    try:
+        return bool(certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca)
+    except (x509.ExtensionNotFound, ValueError):
+        return False
