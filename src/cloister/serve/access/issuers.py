@@ -113,7 +113,7 @@ def check_issuer_url(url: str) -> None:
     except httpx.InvalidURL as error:
         raise ConfigError(f"not an address: {url[:80]}") from error
     local = parsed.host in ("localhost", "127.0.0.1", "::1")
-    if parsed.scheme != "https" and not (parsed.scheme == "http" and local):
+    if not parsed.host or (parsed.scheme != "https" and not (parsed.scheme == "http" and local)):
         raise ConfigError(f"{url[:80]}: an issuer's keys come over https only")
 
 
