@@ -1,14 +1,17 @@
-"""The client against a real service on loopback: what it sends, when, and every attack that it refuses."""
+"""Both clients and a real service on loopback: what they send, when, and every attack that they refuse."""
 
 from __future__ import annotations
 
 import base64
 import json
+import ssl
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -39,18 +42,23 @@ from cloister.errors import (
 from cloister.ohttp import bhttp
 from cloister.ohttp.capsule import KEY_PROBLEM
 from cloister.ohttp.gateway import Gateway
+from tests.client.blocking import BlockingAsyncClient
 from tests.fakes.sealed_service import MR_TD, SETTINGS_DIGEST, SealedService, TlsKey
 
 CANARY = "canary-7c1f"
 MakeClient = Callable[..., Client]
 
 
-@pytest.fixture
+@pytest.fixture(params=["Client", "AsyncClient"])
 def make_client(
-    service: SealedService, platform: SimulatedPlatform, reference_values: ReferenceValues
+    request: pytest.FixtureRequest,
+    service: SealedService,
+    platform: SimulatedPlatform,
+    reference_values: ReferenceValues,
 ) -> Any:
-    """Makes clients of the service, and closes them."""
-    made: list[Client] = []
+    """Makes clients of the service, of either kind, and closes them."""
+    made: list[Any] = []
+    kind: Any = Client if request.param == "Client" else BlockingAsyncClient
 
     def make(**options: Any) -> Client:
         chosen: dict[str, Any] = {
@@ -59,7 +67,7 @@ def make_client(
             "roots": [platform.root],
             "timeout_s": 10.0,
         } | options
-        made.append(Client(**chosen))
+        made.append(kind(**chosen))
         return made[-1]
 
     yield make
@@ -228,6 +236,144 @@ def test_restarted_service_is_verified_again(
     with restarted.serving(port=int(url.rpartition(":")[2])):
         assert client.predict("echo", b"y").status == 200
     assert restarted.evidence_given == 1
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """For five seconds at most."""
+    deadline = time.monotonic() + 5
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_round_trips(service: SealedService, make_client: MakeClient) -> None:
+    """A first answer takes one connection (TLS 1.3: one round trip) and two requests, a later one one."""
+    client = make_client()
+    client.predict("echo", b"x")
+    (connection,) = service.connections
+    assert isinstance(connection, ssl.SSLSocket)
+    assert connection.version() == "TLSv1.3"
+    assert (service.evidence_given, len(service.outer)) == (1, 2)
+    for number in range(5):
+        client.predict("echo", b"x")
+        assert (len(service.connections), len(service.outer)) == (1, 3 + number)
+
+
+def test_lost_connection(service: SealedService, make_client: MakeClient) -> None:
+    """The connection that evidence came over may be lost: the verification holds for the next one."""
+    client = make_client()
+    client.predict("echo", b"x")
+    service.hang_up()
+    assert client.predict("echo", b"y").status == 200
+    assert (len(service.connections), service.evidence_given) == (2, 1)
+
+
+def test_renewed_before_it_is_too_old(service: SealedService, make_client: MakeClient) -> None:
+    """A busy client verifies again in the background, and no request waits for it."""
+    client = make_client(max_age_s=2.0)
+    client.predict("echo", b"x")
+    honest, release = service.make_bundle, threading.Event()
+
+    def slowly(nonce: bytes) -> bytes:
+        release.wait(10)
+        return honest(nonce)
+
+    service.make_bundle = slowly
+    time.sleep(1.65)
+    for _ in range(3):
+        client.predict("echo", b"y")
+    assert len(service.requests) == 4
+    release.set()
+    wait_until(lambda: service.evidence_given == 2)
+    time.sleep(0.2)
+    service.make_bundle = lambda nonce: b"{}"
+    time.sleep(0.3)
+    assert client.predict("echo", b"z").status == 200
+    assert service.evidence_given == 2
+
+
+def test_refused_in_the_background(service: SealedService, make_client: MakeClient) -> None:
+    """A service that verifies no more loses its callers at once, not when they next had to verify."""
+    client = make_client(max_age_s=20.0)
+    client.predict("echo", b"x")
+    honest = service.make_bundle
+    service.make_bundle = lambda nonce: honest(bytes(32))
+    with mock.patch("cloister.client.transport.EARLY", 0.0), mock.patch("cloister.client.aio.EARLY", 0.0):
+        client.predict("echo", b"y")
+        wait_until(lambda: service.evidence_given == 2)
+        time.sleep(0.2)
+        with pytest.raises(BindingMismatch):
+            client.predict("echo", CANARY)
+    assert len(service.requests) == 2
+
+
+def test_unreachable_in_the_background(service: SealedService, make_client: MakeClient) -> None:
+    """Evidence that cannot be had for the moment changes nothing before the former one is too old."""
+    client = make_client(max_age_s=2.0)
+    client.predict("echo", b"x")
+    evidence = service.evidence
+    service.evidence = lambda target: (503, "text/plain", b"")  # type: ignore[method-assign]
+    time.sleep(1.65)
+    for _ in range(3):
+        client.predict("echo", b"y")
+        time.sleep(0.03)
+    time.sleep(0.4)
+    with pytest.raises(TransportError, match="503"):
+        client.predict("echo", CANARY)
+    service.evidence = evidence  # type: ignore[method-assign]
+    assert client.predict("echo", b"z").status == 200
+
+
+def test_connection_that_breaks_off(service: SealedService, make_client: MakeClient) -> None:
+    """A prediction whose connection breaks off is sealed anew and sent once more; not a third time."""
+    client, honest = make_client(), service.sealed
+    client.predict("echo", b"x")
+    seen: list[bytes] = []
+
+    def once(capsule: bytes) -> tuple[int, str, bytes]:
+        service.sealed = honest  # type: ignore[method-assign]
+        seen.append(capsule)
+        raise ConnectionAbortedError
+
+    service.sealed = once  # type: ignore[method-assign]
+    assert client.predict("echo", b"y").status == 200
+    assert seen[0] not in service.capsules
+
+    def always(capsule: bytes) -> tuple[int, str, bytes]:
+        seen.append(capsule)
+        raise ConnectionAbortedError
+
+    service.sealed = always  # type: ignore[method-assign]
+    with pytest.raises(TransportError):
+        client.predict("echo", b"z")
+    assert len(set(seen)) == len(seen) == 3
+
+
+def test_restart_under_calls(service: SealedService, other_tls: TlsKey, make_client: MakeClient) -> None:
+    """Calls that are under way when the service restarts are sent to it anew, once it is verified again."""
+    client, honest, held = make_client(), service.sealed, threading.Event()
+    client.predict("echo", b"x")
+
+    def hold(capsule: bytes) -> tuple[int, str, bytes]:
+        held.set()
+        time.sleep(5)
+        raise ConnectionAbortedError
+
+    service.sealed = hold  # type: ignore[method-assign]
+    answers: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(client.predict("echo", b"y").status)) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    held.wait(5)
+    time.sleep(0.3)
+    service.sealed = honest  # type: ignore[method-assign]
+    service.restart(other_tls)
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 4
+    assert service.evidence_given == 2
 
 
 # Attacks: nothing is sent

@@ -6,7 +6,9 @@ It answers each prediction with what it was asked, and each test can make it mis
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -130,6 +132,8 @@ class SealedService:
         self.capsules: list[bytes] = []
         self.requests: list[bhttp.Request] = []
         self.outer: list[str] = []
+        self.connections: list[socket.socket] = []
+        """Every one that was made, closed ones too."""
         self.url = ""
 
     def identity(self) -> ServiceIdentity:
@@ -195,12 +199,26 @@ class SealedService:
             yield sealer.seal(Writer.content(answer.content[start : start + 3]))
         yield sealer.seal(Writer.end(), final=True)
 
+    def hang_up(self) -> None:
+        """End every connection, as a process that dies."""
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def restart(self, tls: TlsKey) -> None:
+        """New keys, and every connection gone; it listens again at once."""
+        self.gateway = Gateway.generate()
+        self.attested_spki = tls.spki
+        self._context.load_cert_chain(tls.folder / "tls.pem", tls.folder / "tls.key")
+        self.hang_up()
+
     @contextmanager
     def serving(self, tls: TlsKey | None = None, *, port: int = 0, plain: bool = False) -> Iterator[str]:
         """Serve under ``tls`` (by default the attested key); yields the base address."""
         server = _Server(("127.0.0.1", port), _handler(self))
         if not plain:
-            server.socket = (tls or self.tls).context().wrap_socket(server.socket, server_side=True)
+            self._context = (tls or self.tls).context()
+            server.socket = self._context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         thread.start()
         try:
@@ -210,6 +228,7 @@ class SealedService:
             server.shutdown()
             thread.join()
             server.server_close()
+            self.hang_up()
 
 
 class _Server(ThreadingHTTPServer):
@@ -223,6 +242,11 @@ class _Server(ThreadingHTTPServer):
 def _handler(service: SealedService) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 20
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            service.connections.append(self.connection)
 
         def do_OPTIONS(self) -> None:
             self._send(204, "text/plain", b"")
@@ -259,6 +283,7 @@ def _handler(service: SealedService) -> type[BaseHTTPRequestHandler]:
         def _send_parts(self, status: int, kind: str, parts: Iterator[bytes]) -> None:
             self.send_response(status)
             self.send_header("content-type", kind)
+            self.send_header("connection", "close")
             self.end_headers()
             for part in parts:
                 self.wfile.write(part)

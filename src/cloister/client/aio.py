@@ -4,7 +4,7 @@
 
     httpx.AsyncClient(transport=AsyncOhttpTransport(url, reference_values=values), base_url=url)
 
-Verification itself runs in a thread. Any loop that httpx knows will do (asyncio, trio).
+Evidence is judged in a thread. Any loop that httpx knows will do (asyncio, trio).
 """
 
 from __future__ import annotations
@@ -13,31 +13,28 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
 
 import anyio
-import anyio.to_thread
 import httpx
 from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
-from cloister.client.channel import AsyncChannel, check_url, reaching, verify_service
+from cloister.client.channel import AsyncChannel, Trust, Verified, check_url, reaching, verify_service
+from cloister.client.renewal import EARLY, Renewal
 from cloister.client.sealing import (
     GATEWAY_PATH,
     STREAM_HEADERS,
     WHOLE_HEADERS,
+    Attempts,
+    RawAnswer,
     StreamedAnswer,
     StreamedRequest,
     answer_headers,
-    is_other_certificate,
     is_stream,
-    never_knows_its_key,
-    open_whole,
-    refuse_unsealed,
     seal_whole,
 )
-from cloister.errors import TransportError, UnknownKeyConfig
+from cloister.errors import CloisterError, TransportError
 from cloister.ohttp import bhttp
 
 
@@ -56,21 +53,25 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
         padding: bool = False,
     ) -> None:
         self.url = check_url(url)
-        self._reference_values = reference_values
-        self._roots = roots
+        self._trust = Trust(reference_values, roots, timeout_s)
         self._max_age_s = max_age_s
-        self._timeout_s = timeout_s
         self._streaming = streaming
         self._padding = padding
         self._renewing = anyio.Lock()
         self._channel: AsyncChannel | None = None
         self._users: Counter[AsyncChannel] = Counter()
+        self._early: Renewal[Verified] = Renewal(
+            lambda: verify_service(
+                self.url, reference_values=reference_values, roots=roots, timeout_s=timeout_s
+            ),
+            lambda _: None,
+        )
 
     async def verify(self) -> VerifiedService:
         """Verify now, whatever the age of the last verification.
 
         Raises:
-            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``verify_service``.
+            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``AsyncChannel.open``.
         """
         return (await self._renew(self._channel)).verified.service
 
@@ -80,111 +81,132 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Seal ``request``, send it, open the answer."""
-        return await (self._handle_stream(request) if self._streaming else self._handle_whole(request))
+        at_hand = not self._streaming or isinstance(request.stream, httpx.ByteStream)
+        content = await request.aread() if at_hand else None
+        attempts, stale = Attempts(request, at_hand=at_hand), None
+        while True:
+            async with AsyncExitStack() as stack:
+                channel = await stack.enter_async_context(self._using(instead_of=stale))
+                stale = None
+                try:
+                    if not self._streaming:
+                        response = await self._send_whole(channel, request, content or b"")
+                    else:
+                        response = await self._send_stream(channel, request, content, stack)
+                except TransportError as error:
+                    if attempts.after(error):
+                        continue
+                    response = None
+                if response is not None:
+                    return response
+            attempts.with_other_keys()
+            stale = channel
 
     async def aclose(self) -> None:
         """Close every connection that no request is using; the others close with their request."""
+        self._early.forget()
         await self._replace(None)
 
-    async def _handle_whole(self, request: httpx.Request) -> httpx.Response:
-        content = await request.aread()
-        async with self._using() as channel:
-            response = await self._exchange(channel, request, content)
-        if response is None:
-            async with self._using(instead_of=channel) as channel:
-                response = await self._exchange(channel, request, content)
-        if response is None:
-            raise never_knows_its_key()
-        return httpx.Response(
-            response.status, headers=answer_headers(response), content=response.content, request=request
-        )
-
-    async def _exchange(
+    async def _send_whole(
         self, channel: AsyncChannel, request: httpx.Request, content: bytes
-    ) -> bhttp.Response | None:
+    ) -> httpx.Response | None:
+        """The opened answer; None if the service has other keys than it was verified with."""
         capsule, opener = seal_whole(channel.verified.key_config, request, content, padding=self._padding)
-        try:
-            with reaching(self.url):
-                answer = await channel.http.post(
-                    GATEWAY_PATH, content=capsule, headers=WHOLE_HEADERS, timeout=self._timeout(request)
-                )
-        except TransportError as error:
-            if is_other_certificate(error):
-                return None
-            raise
-        return open_whole(answer, opener, self.url)
-
-    async def _handle_stream(self, request: httpx.Request) -> httpx.Response:
-        whole = await request.aread() if isinstance(request.stream, httpx.ByteStream) else None
-        stale: AsyncChannel | None = None
-        for _ in range(2):
-            async with AsyncExitStack() as stack:
-                channel = await stack.enter_async_context(self._using(instead_of=stale))
-                body = await self._begin(channel, request, whole, stack)
-                if body is not None:
-                    return httpx.Response(
-                        body.head.status, headers=answer_headers(body.head), stream=body, request=request
-                    )
-            stale = channel
-            if whole is None:
-                raise UnknownKeyConfig(
-                    "the service has a new key, and a streamed request cannot be sent twice",
-                    hint="send it again",
-                )
-        raise never_knows_its_key()
-
-    async def _begin(
-        self, channel: AsyncChannel, request: httpx.Request, whole: bytes | None, stack: AsyncExitStack
-    ) -> _AnswerStream | None:
-        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
-        content = _parts(sealed, request) if whole is None else sealed.whole(whole)
-        outer = channel.http.build_request(
-            "POST", GATEWAY_PATH, content=content, headers=STREAM_HEADERS, timeout=self._timeout(request)
+        with reaching(self.url):
+            async with channel.http.stream(
+                "POST", GATEWAY_PATH, content=capsule, headers=WHOLE_HEADERS, timeout=self._timeout(request)
+            ) as outer:
+                answer = await self._gather(outer)
+        response = answer.open(opener)
+        if response is None:
+            return None
+        return httpx.Response(
+            response.status,
+            headers=answer_headers(response),
+            stream=httpx.ByteStream(response.content),
+            request=request,
         )
-        try:
-            with reaching(self.url):
-                answer = await channel.http.send(outer, stream=True)
-                stack.push_async_callback(answer.aclose)
-                if not is_stream(answer):
-                    await answer.aread()
-        except TransportError as error:
-            if is_other_certificate(error):
-                return None
-            raise
-        if not is_stream(answer):
-            refuse_unsealed(answer, self.url)
+
+    async def _send_stream(
+        self, channel: AsyncChannel, request: httpx.Request, content: bytes | None, stack: AsyncExitStack
+    ) -> httpx.Response | None:
+        """As ``_send_whole``, for an answer that comes piece by piece; ``stack`` stays open with it."""
+        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
+        outer = channel.http.build_request(
+            "POST",
+            GATEWAY_PATH,
+            content=_parts(sealed, request) if content is None else sealed.whole(content),
+            headers=STREAM_HEADERS,
+            timeout=self._timeout(request),
+        )
+        with reaching(self.url):
+            answer = await channel.http.send(outer, stream=True)
+            stack.push_async_callback(answer.aclose)
+            problem = None if is_stream(answer) else await self._gather(answer)
+        if problem is not None:
+            problem.refuse()
             return None
         body = await _AnswerStream.begin(answer, sealed.answer(), self.url)
         body.take_over(stack)
-        return body
+        return httpx.Response(
+            body.head.status, headers=answer_headers(body.head), stream=body, request=request
+        )
+
+    async def _gather(self, outer: httpx.Response) -> RawAnswer:
+        answer = RawAnswer(outer, self.url)
+        async for part in outer.aiter_raw():
+            answer.take(part)
+        return answer
 
     def _timeout(self, request: httpx.Request) -> httpx.Timeout:
-        return httpx.Timeout(**request.extensions.get("timeout", {"timeout": self._timeout_s}))
+        return httpx.Timeout(**request.extensions.get("timeout", {"timeout": self._trust.timeout_s}))
 
     async def _current(self) -> AsyncChannel:
         channel = self._channel
-        if channel is not None and time.monotonic() - channel.verified.verified_at_s < self._max_age_s:
+        if channel is None:
+            return await self._renew(None)
+        if not self._is_older(channel, EARLY):
             return channel
-        return await self._renew(channel)
+        found = await self._renew_early(channel)
+        return await self._renew(found) if self._is_older(found, 1) else found
+
+    def _is_older(self, channel: AsyncChannel, part: float) -> bool:
+        """Whether it was verified longer ago than this part of the maximum age."""
+        return time.monotonic() - channel.verified.verified_at_s >= part * self._max_age_s
 
     async def _renew(self, stale: AsyncChannel | None) -> AsyncChannel:
+        """A new channel in place of ``stale``, or the one that another task has made meanwhile."""
         async with self._renewing:
             if self._channel is not None and self._channel is not stale:
                 return self._channel
             # Forgotten before it is replaced: if verification fails, the next request must not use it.
+            self._early.forget()
             await self._replace(None)
-            verified = await anyio.to_thread.run_sync(
-                partial(
-                    verify_service,
-                    self.url,
-                    reference_values=self._reference_values,
-                    roots=self._roots,
-                    timeout_s=self._timeout_s,
-                )
-            )
-            channel = verified.connect_async(self._timeout_s)
+            channel = await AsyncChannel.open(self.url, self._trust)
             await self._replace(channel)
             return channel
+
+    async def _renew_early(self, channel: AsyncChannel) -> AsyncChannel:
+        """``channel``, still good, or what a verification in the background has found meanwhile."""
+        async with self._renewing:
+            if self._channel is not channel:
+                return self._channel or channel
+            try:
+                found = self._early.take()
+            except TransportError:
+                return channel
+            except CloisterError:
+                if self._is_older(channel, 1):
+                    return channel  # to be verified anew: this may be long ago
+                await self._replace(None)
+                raise
+            if found is None:
+                if not self._is_older(channel, 1):
+                    self._early.begin()
+                return channel
+            renewed = found.connect_async(self._trust.timeout_s)
+            await self._replace(renewed)
+            return renewed
 
     async def _replace(self, channel: AsyncChannel | None) -> None:
         former, self._channel = self._channel, channel

@@ -6,6 +6,9 @@
 3. The certificate's key is the TLS key in the evidence; else somebody sits between.
 4. From here on only that certificate is accepted, and content is sealed to the OHTTP key in the evidence.
 
+The connection that brought the evidence is the first to carry capsules: the certificate that was checked is
+its own. So a first answer takes three round trips (TLS, evidence, request), a later one takes one.
+
 A plain ``http://`` address skips 3 and the pin: there the sealing alone protects.
 """
 
@@ -19,7 +22,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
+import anyio
+import anyio.to_thread
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
@@ -31,6 +37,15 @@ from cloister.ohttp.capsule import KeyConfig
 
 EVIDENCE_PATH = "/.well-known/cloister/evidence"
 NONCE_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """Whom to believe, and how long to wait for each network operation."""
+
+    reference_values: ReferenceValues
+    roots: Sequence[x509.Certificate] | None
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,16 +60,9 @@ class Verified:
     verified_at_s: float
     """Monotonic clock."""
 
-    def connect(self, timeout_s: float) -> Channel:
-        """Connections for blocking use."""
-        http = httpx.Client(base_url=self.url, verify=self.tls, timeout=timeout_s, follow_redirects=False)
-        return Channel(self, http)
-
     def connect_async(self, timeout_s: float) -> AsyncChannel:
-        """Connections for an event loop."""
-        http = httpx.AsyncClient(
-            base_url=self.url, verify=self.tls, timeout=timeout_s, follow_redirects=False
-        )
+        """New connections for an event loop."""
+        http = httpx.AsyncClient(base_url=self.url, verify=self.tls, **_options(timeout_s))
         return AsyncChannel(self, http)
 
 
@@ -64,6 +72,31 @@ class Channel:
 
     verified: Verified
     http: httpx.Client
+
+    @classmethod
+    def open(cls, url: str, trust: Trust) -> Channel:
+        """Verify the service at ``url``, and keep the connection. Sends nothing but a nonce.
+
+        Raises:
+            VerificationError: not genuine, or not about the key that it talks with.
+            PolicyDenied: genuine, but not acceptable under the reference values.
+            MalformedInput: what came is not evidence.
+            TransportError: nothing came.
+        """
+        nonce, context = os.urandom(NONCE_BYTES), _unverified()
+        http = httpx.Client(base_url=url, verify=context, **_options(trust.timeout_s))
+        try:
+            with (
+                reaching(url),
+                http.stream("GET", EVIDENCE_PATH, params=_query(nonce)) as response,
+            ):
+                taker = _BundleTaker(url, response)
+                for part in response.iter_raw():
+                    taker.take(part)
+            return cls(_judge(url, taker, nonce, trust, context), http)
+        except BaseException:
+            http.close()
+            raise
 
     def close(self) -> None:
         """Close its connections."""
@@ -76,6 +109,23 @@ class AsyncChannel:
 
     verified: Verified
     http: httpx.AsyncClient
+
+    @classmethod
+    async def open(cls, url: str, trust: Trust) -> AsyncChannel:
+        """As ``Channel.open``; the evidence is judged in a thread."""
+        nonce, context = os.urandom(NONCE_BYTES), _unverified()
+        http = httpx.AsyncClient(base_url=url, verify=context, **_options(trust.timeout_s))
+        try:
+            with reaching(url):
+                async with http.stream("GET", EVIDENCE_PATH, params=_query(nonce)) as response:
+                    taker = _BundleTaker(url, response)
+                    async for part in response.aiter_raw():
+                        taker.take(part)
+            return cls(await anyio.to_thread.run_sync(_judge, url, taker, nonce, trust, context), http)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await http.aclose()
+            raise
 
     async def close(self) -> None:
         """Close its connections."""
@@ -109,26 +159,10 @@ def verify_service(
     roots: Sequence[x509.Certificate] | None,
     timeout_s: float,
 ) -> Verified:
-    """Verify the service at ``url``. Sends nothing but a nonce.
-
-    Raises:
-        VerificationError: not genuine, or not about the key that it talks with.
-        PolicyDenied: genuine, but not acceptable under ``reference_values``.
-        MalformedInput: what came is not evidence.
-        TransportError: nothing came.
-    """
-    nonce = os.urandom(NONCE_BYTES)
-    bundle, certificate = _fetch_evidence(url, nonce, timeout_s)
-    service = verify_bundle(
-        bundle, nonce=nonce, reference_values=reference_values, now=datetime.now(UTC), roots=roots
-    )
-    key_config = KeyConfig.parse(service.identity.ohttp_key_config)
-    key_config.pick_suite()
-    verify: ssl.SSLContext | bool = True
-    if certificate is not None:
-        _check_tls_key(certificate, service.identity.tls_spki)
-        verify = _pinned(certificate)
-    return Verified(url, service, key_config, verify, time.monotonic())
+    """Verify the service at ``url`` once, without keeping a connection; errors as ``Channel.open``."""
+    channel = Channel.open(url, Trust(reference_values, roots, timeout_s))
+    channel.close()
+    return channel.verified
 
 
 @contextmanager
@@ -148,30 +182,71 @@ def reaching(url: str) -> Iterator[None]:
         raise TransportError(f"connection to {url} failed: {type(error).__name__}") from error
 
 
-def _fetch_evidence(url: str, nonce: bytes, timeout_s: float) -> tuple[bytes, bytes | None]:
-    """The bundle, and the DER certificate of the connection that it came over (None without TLS)."""
-    text = base64.urlsafe_b64encode(nonce).rstrip(b"=").decode("ascii")
-    # Verification is off for this connection only: its certificate is judged by the evidence, afterwards.
-    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    unverified.check_hostname = False
-    unverified.verify_mode = ssl.CERT_NONE
-    with (
-        reaching(url),
-        httpx.Client(base_url=url, verify=unverified, timeout=timeout_s, follow_redirects=False) as http,
-        http.stream("GET", EVIDENCE_PATH, params={"nonce": text}) as response,
-    ):
-        certificate = _peer_certificate(response) if url.startswith("https:") else None
+class _BundleTaker:
+    """Takes an evidence bundle in, and the certificate of the connection that it comes over."""
+
+    def __init__(self, url: str, response: httpx.Response) -> None:
+        self.certificate = _peer_certificate(response) if url.startswith("https:") else None
+        """DER; None without TLS."""
+        self.bundle = bytearray()
         if response.status_code != httpx.codes.OK:
             raise TransportError(
                 f"{url} gives no evidence: HTTP status {response.status_code}",
                 hint="is it a Cloister server in protected mode?",
             )
-        bundle = bytearray()
-        for part in response.iter_bytes():
-            bundle += part
-            if len(bundle) > MAX_BUNDLE_BYTES:
-                raise MalformedInput(f"evidence bundle is over {MAX_BUNDLE_BYTES} bytes")
-        return bytes(bundle), certificate
+        if "content-encoding" in response.headers:
+            raise MalformedInput("evidence bundle came compressed, which was not asked for")
+
+    def take(self, part: bytes) -> None:
+        """More of it."""
+        self.bundle += part
+        if len(self.bundle) > MAX_BUNDLE_BYTES:
+            raise MalformedInput(f"evidence bundle is over {MAX_BUNDLE_BYTES} bytes")
+
+
+def _judge(url: str, taker: _BundleTaker, nonce: bytes, trust: Trust, context: ssl.SSLContext) -> Verified:
+    """Steps 2 to 4; ``context`` accepts only the attested key afterwards."""
+    service = verify_bundle(
+        bytes(taker.bundle),
+        nonce=nonce,
+        reference_values=trust.reference_values,
+        now=datetime.now(UTC),
+        roots=trust.roots,
+    )
+    key_config = KeyConfig.parse(service.identity.ohttp_key_config)
+    key_config.pick_suite()
+    if taker.certificate is None:
+        return Verified(url, service, key_config, True, time.monotonic())
+    _check_tls_key(taker.certificate, service.identity.tls_spki)
+    _pin(context, taker.certificate)
+    return Verified(url, service, key_config, context, time.monotonic())
+
+
+def _options(timeout_s: float) -> dict[str, Any]:
+    """Of every connection: nothing is followed, nothing of ~/.netrc added, nothing asked for compressed."""
+    return {
+        "timeout": timeout_s,
+        "follow_redirects": False,
+        "auth": _as_it_is,
+        "headers": {"accept-encoding": "identity"},
+    }
+
+
+def _as_it_is(request: httpx.Request) -> httpx.Request:
+    return request
+
+
+def _query(nonce: bytes) -> dict[str, str]:
+    return {"nonce": base64.urlsafe_b64encode(nonce).rstrip(b"=").decode("ascii")}
+
+
+def _unverified() -> ssl.SSLContext:
+    """For one connection, whose certificate is judged by the evidence that it brings; then see ``_pin``."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _peer_certificate(response: httpx.Response) -> bytes:
@@ -195,15 +270,15 @@ def _check_tls_key(certificate: bytes, attested_spki: bytes) -> None:
         )
 
 
-def _pinned(certificate: bytes) -> ssl.SSLContext:
-    """Accepts a chain that ends in exactly this certificate. Its name proves nothing and is not read."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+def _pin(context: ssl.SSLContext, certificate: bytes) -> None:
+    """From now on accept a chain that ends in exactly this certificate.
+
+    Its name proves nothing and is not read. The one connection made before had this certificate too.
+    """
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     try:
         context.load_verify_locations(cadata=certificate)
     except ssl.SSLError as error:
         raise MalformedInput("the server's TLS certificate cannot be pinned") from error
-    return context
+    context.verify_mode = ssl.CERT_REQUIRED

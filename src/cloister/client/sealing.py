@@ -36,6 +36,14 @@ from cloister.ohttp.replay import render_date
 GATEWAY_PATH = "/.well-known/ohttp-gateway"
 WHOLE_HEADERS = {"content-type": REQUEST_TYPE, "accept": RESPONSE_TYPE}
 STREAM_HEADERS = {"content-type": chunked.REQUEST_TYPE, "accept": chunked.RESPONSE_TYPE}
+MAX_ANSWER_BYTES = 256 << 20
+"""Longest whole answer; streamed ones have no limit, because they are not gathered."""
+MAX_PROBLEM_BYTES = 1 << 16
+"""Longest answer outside of a seal."""
+REPEATABLE = "cloister.repeatable"
+"""Extension of an httpx request that may be answered twice, although its method does not say so."""
+_REPEATABLE = frozenset(("GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"))  # RFC 9110, section 9.2.2
+_BROKEN_OFF = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 
 # RFC 9292, section 3.6: fields about a connection are left out; the authority stands in the control data.
 _NOT_SEALED = frozenset(
@@ -117,43 +125,56 @@ def answer_headers(response: bhttp.Response) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in response.headers if name not in _NOT_SEALED]
 
 
-def open_whole(answer: httpx.Response, opener: ResponseOpener, url: str) -> bhttp.Response | None:
-    """The answer inside; None if the service has other keys than it was verified with.
+class RawAnswer:
+    """What comes back outside of any seal, gathered up to a limit and never decompressed."""
 
-    Raises:
-        BadCiphertext, MalformedInput: forged.
-        Replayed, RequestTooLarge, Overloaded, TransportError: answered without sealing.
-    """
-    if answer.status_code == httpx.codes.OK and answer.headers.get("content-type") == RESPONSE_TYPE:
-        return bhttp.parse_response(opener.open(answer.content))
-    refuse_unsealed(answer, url)
-    return None
+    def __init__(self, answer: httpx.Response, url: str) -> None:
+        self._answer, self._url = answer, url
+        self._content = bytearray()
+        sealed = answer.status_code == httpx.codes.OK and answer.headers.get("content-type") == RESPONSE_TYPE
+        self._sealed, self._limit = sealed, MAX_ANSWER_BYTES if sealed else MAX_PROBLEM_BYTES
+
+    def take(self, part: bytes) -> None:
+        """More of it.
+
+        Raises:
+            TransportError: too much.
+        """
+        self._content += part
+        if len(self._content) > self._limit:
+            raise TransportError(
+                f"the answer of {self._url} is over {self._limit} bytes",
+                hint="read it as a stream: see transport()",
+            )
+
+    def open(self, opener: ResponseOpener) -> bhttp.Response | None:
+        """The answer inside; None if the service has other keys than it was verified with.
+
+        Raises:
+            BadCiphertext, MalformedInput: forged.
+            Replayed, RequestTooLarge, Overloaded, TransportError: answered without sealing.
+        """
+        if self._sealed:
+            return bhttp.parse_response(opener.open(bytes(self._content)))
+        self.refuse()
+        return None
+
+    def refuse(self) -> None:
+        """Return if the service only says that it has other keys (RFC 9458, section 5.3).
+
+        Nothing in such an answer is authentic.
+
+        Raises:
+            Replayed, RequestTooLarge, Overloaded, TransportError: any other answer.
+        """
+        if not _is_key_problem(self._answer, bytes(self._content)):
+            raise _unsealed(self._answer, self._url)
 
 
 def is_stream(answer: httpx.Response) -> bool:
     """Whether a chunked answer follows."""
     kind = answer.headers.get("content-type")
     return bool(answer.status_code == httpx.codes.OK and kind == chunked.RESPONSE_TYPE)
-
-
-def refuse_unsealed(answer: httpx.Response, url: str) -> None:
-    """Return if the service only says that it has other keys (RFC 9458, section 5.3).
-
-    Nothing in such an answer is authentic.
-
-    Raises:
-        Replayed, RequestTooLarge, Overloaded, TransportError: any other answer.
-    """
-    if not _is_key_problem(answer):
-        raise _unsealed(answer, url)
-
-
-def never_knows_its_key() -> UnknownKeyConfig:
-    """The error of a service that was just verified and still does not know its key."""
-    return UnknownKeyConfig(
-        "the service does not know the key that it was just verified with",
-        hint="something between may answer in its place, or several servers share one address",
-    )
 
 
 def is_other_certificate(error: TransportError) -> bool:
@@ -164,6 +185,50 @@ def is_other_certificate(error: TransportError) -> bool:
             return True
         cause = cause.__cause__ or cause.__context__
     return False
+
+
+class Attempts:
+    """What one request may still try: other keys of the service once, a connection that broke off once.
+
+    Args:
+        at_hand: whether its content can be sent again.
+    """
+
+    def __init__(self, request: httpx.Request, *, at_hand: bool) -> None:
+        self._at_hand = at_hand
+        self._other_keys = True
+        self._broken = at_hand and (request.method in _REPEATABLE or bool(request.extensions.get(REPEATABLE)))
+
+    def after(self, error: TransportError) -> bool:
+        """Try again? True says yes on the same terms, False that the service has other keys.
+
+        Raises:
+            TransportError: ``error`` itself, where neither helps.
+        """
+        # The handshake failed, so that nothing was sent. After a restart the service has another key.
+        if is_other_certificate(error):
+            return False
+        if self._broken and isinstance(error.__cause__, _BROKEN_OFF):
+            self._broken = False
+            return True
+        raise error
+
+    def with_other_keys(self) -> None:
+        """The service has other keys than it was verified with.
+
+        Raises:
+            UnknownKeyConfig: not for the first time, or the request cannot be sent twice.
+        """
+        if not self._other_keys:
+            raise UnknownKeyConfig(
+                "the service does not know the key that it was just verified with",
+                hint="something between may answer in its place, or several servers share one address",
+            )
+        if not self._at_hand:
+            raise UnknownKeyConfig(
+                "the service has a new key, and a streamed request cannot be sent twice", hint="send it again"
+            )
+        self._other_keys = False
 
 
 def _to_bhttp(request: httpx.Request, content: bytes) -> bhttp.Request:
@@ -185,13 +250,13 @@ def _to_bhttp(request: httpx.Request, content: bytes) -> bhttp.Request:
         raise MalformedInput("request method: not ASCII") from error
 
 
-def _is_key_problem(answer: httpx.Response) -> bool:
+def _is_key_problem(answer: httpx.Response, content: bytes) -> bool:
     """Whether the gateway says, outside of any sealing, that it has another key (RFC 9458, section 5.3)."""
     if not answer.headers.get("content-type", "").startswith("application/problem+json"):
         return False
     try:
-        problem = json.loads(answer.content)
-    except ValueError:
+        problem = json.loads(content)
+    except (ValueError, RecursionError):
         return False
     return isinstance(problem, dict) and problem.get("type") == KEY_PROBLEM
 

@@ -29,6 +29,7 @@ from cloister.attest.service import VerifiedService
 from cloister.client.aio import AsyncOhttpTransport
 from cloister.client.answer import Answer, raise_for_status
 from cloister.client.payload import encode_payload
+from cloister.client.sealing import REPEATABLE
 from cloister.client.transport import OhttpTransport
 from cloister.errors import ConfigError
 
@@ -82,7 +83,7 @@ class Client:
             transport=self._transport,
             base_url=self._transport.url,
             timeout=timeout_s,
-            headers=_credential(token),
+            headers=_own_headers(token),
         )
 
     @property
@@ -139,8 +140,13 @@ class Client:
     def _send(
         self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        response = self._http.request(method, path, content=content, headers=headers)
-        return _answer(response)
+        extensions = {REPEATABLE: True}  # the service itself runs a prediction again whose worker died
+        request = self._http.build_request(
+            method, path, content=content, headers=headers, extensions=extensions
+        )
+        response = self._http.send(request, stream=True)
+        raw = b"".join(list(response.iter_raw()))
+        return raise_for_status(Answer(response.status_code, tuple(response.headers.multi_items()), raw))
 
 
 def transport(
@@ -215,7 +221,7 @@ class AsyncClient:
             transport=self._transport,
             base_url=self._transport.url,
             timeout=timeout_s,
-            headers=_credential(token),
+            headers=_own_headers(token),
         )
 
     @property
@@ -256,8 +262,13 @@ class AsyncClient:
     async def _send(
         self, method: str, path: str, *, content: bytes | None = None, headers: dict[str, str] | None = None
     ) -> Answer:
-        response = await self._http.request(method, path, content=content, headers=headers)
-        return _answer(response)
+        extensions = {REPEATABLE: True}  # the service itself runs a prediction again whose worker died
+        request = self._http.build_request(
+            method, path, content=content, headers=headers, extensions=extensions
+        )
+        response = await self._http.send(request, stream=True)
+        raw = b"".join([part async for part in response.aiter_raw()])
+        return raise_for_status(Answer(response.status_code, tuple(response.headers.multi_items()), raw))
 
 
 def _prediction(
@@ -271,14 +282,10 @@ def _prediction(
     return path, content, {"content-type": kind}
 
 
-def _credential(token: str) -> dict[str, str]:
-    return {"authorization": f"Bearer {token}"} if token else {}
-
-
-def _answer(response: httpx.Response) -> Answer:
-    return raise_for_status(
-        Answer(response.status_code, tuple(response.headers.multi_items()), response.content)
-    )
+def _own_headers(token: str) -> dict[str, str]:
+    """Of every request. Answers are taken as they are: what is not asked for compressed cannot burst here."""
+    own = {"accept-encoding": "identity"}
+    return own | {"authorization": f"Bearer {token}"} if token else own
 
 
 def _segment(name: str, what: str) -> str:

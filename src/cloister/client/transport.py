@@ -22,31 +22,30 @@ from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
-from cloister.client.channel import Channel, check_url, reaching, verify_service
+from cloister.client.channel import Channel, Trust, check_url, reaching
+from cloister.client.renewal import EARLY, Renewal
 from cloister.client.sealing import (
     GATEWAY_PATH,
     STREAM_HEADERS,
     WHOLE_HEADERS,
+    Attempts,
+    RawAnswer,
     StreamedAnswer,
     StreamedRequest,
     answer_headers,
-    is_other_certificate,
     is_stream,
-    never_knows_its_key,
-    open_whole,
-    refuse_unsealed,
     seal_whole,
 )
-from cloister.errors import TransportError, UnknownKeyConfig
+from cloister.errors import CloisterError, TransportError
 from cloister.ohttp import bhttp
 
 
 class OhttpTransport(httpx.BaseTransport):
     """Sends nothing to a service that has not proved itself, and everything sealed to one that has.
 
-    Verifies on first use, again when the last verification is older than ``max_age_s``, and once more when
-    the service no longer knows its key or has another certificate, as after a restart. Errors are this
-    package's own. Safe to share between threads.
+    Verifies on first use, again before the last verification is older than ``max_age_s`` (in the background,
+    while requests come), and once more when the service no longer knows its key or has another certificate,
+    as after a restart. Errors are this package's own. Safe to share between threads.
     """
 
     def __init__(
@@ -68,113 +67,122 @@ class OhttpTransport(httpx.BaseTransport):
             padding: fill requests up to size classes, so that their length says less.
         """
         self.url = check_url(url)
-        self._reference_values = reference_values
-        self._roots = roots
+        self._trust = Trust(reference_values, roots, timeout_s)
         self._max_age_s = max_age_s
-        self._timeout_s = timeout_s
         self._streaming = streaming
         self._padding = padding
         self._renewing = threading.Lock()
         self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._users: Counter[Channel] = Counter()
+        self._early: Renewal[Channel] = Renewal(lambda: Channel.open(self.url, self._trust), Channel.close)
 
     def verify(self) -> VerifiedService:
         """Verify now, whatever the age of the last verification.
 
         Raises:
-            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``verify_service``.
+            VerificationError, PolicyDenied, MalformedInput, TransportError: as ``Channel.open``.
         """
         return self._renew(self._channel).verified.service
 
+    def service(self) -> VerifiedService:
+        """What the service proved last, verified again only where that is too old; errors as ``verify``."""
+        return self._current().verified.service
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Seal ``request``, send it, open the answer."""
-        return self._handle_stream(request) if self._streaming else self._handle_whole(request)
+        at_hand = not self._streaming or isinstance(request.stream, httpx.ByteStream)
+        content = request.read() if at_hand else None
+        attempts, stale = Attempts(request, at_hand=at_hand), None
+        while True:
+            with ExitStack() as stack:
+                channel = stack.enter_context(self._using(instead_of=stale))
+                stale = None
+                try:
+                    if not self._streaming:
+                        response = self._send_whole(channel, request, content or b"")
+                    else:
+                        response = self._send_stream(channel, request, content, stack)
+                except TransportError as error:
+                    if attempts.after(error):
+                        continue
+                    response = None
+                if response is not None:
+                    return response
+            attempts.with_other_keys()
+            stale = channel
 
     def close(self) -> None:
         """Close every connection that no request is using; the others close with their request."""
+        self._early.forget()
         self._replace(None)
 
-    def _handle_whole(self, request: httpx.Request) -> httpx.Response:
-        content = request.read()
-        with self._using() as channel:
-            response = self._exchange(channel, request, content)
-        if response is None:
-            with self._using(instead_of=channel) as channel:
-                response = self._exchange(channel, request, content)
-        if response is None:
-            raise never_knows_its_key()
-        return httpx.Response(
-            response.status, headers=answer_headers(response), content=response.content, request=request
-        )
-
-    def _exchange(self, channel: Channel, request: httpx.Request, content: bytes) -> bhttp.Response | None:
+    def _send_whole(self, channel: Channel, request: httpx.Request, content: bytes) -> httpx.Response | None:
         """The opened answer; None if the service has other keys than it was verified with."""
         capsule, opener = seal_whole(channel.verified.key_config, request, content, padding=self._padding)
-        try:
-            with reaching(self.url):
-                answer = channel.http.post(
-                    GATEWAY_PATH, content=capsule, headers=WHOLE_HEADERS, timeout=self._timeout(request)
-                )
-        except TransportError as error:
-            # The handshake failed, so that nothing was sent. After a restart the service has another key.
-            if is_other_certificate(error):
-                return None
-            raise
-        return open_whole(answer, opener, self.url)
-
-    def _handle_stream(self, request: httpx.Request) -> httpx.Response:
-        whole = request.read() if isinstance(request.stream, httpx.ByteStream) else None
-        stale: Channel | None = None
-        for _ in range(2):
-            with ExitStack() as stack:
-                channel = stack.enter_context(self._using(instead_of=stale))
-                body = self._begin(channel, request, whole, stack)
-                if body is not None:
-                    return httpx.Response(
-                        body.head.status, headers=answer_headers(body.head), stream=body, request=request
-                    )
-            stale = channel
-            if whole is None:
-                raise UnknownKeyConfig(
-                    "the service has a new key, and a streamed request cannot be sent twice",
-                    hint="send it again",
-                )
-        raise never_knows_its_key()
-
-    def _begin(
-        self, channel: Channel, request: httpx.Request, whole: bytes | None, stack: ExitStack
-    ) -> _AnswerStream | None:
-        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
-        content = _parts(sealed, request) if whole is None else sealed.whole(whole)
-        outer = channel.http.build_request(
-            "POST", GATEWAY_PATH, content=content, headers=STREAM_HEADERS, timeout=self._timeout(request)
+        with (
+            reaching(self.url),
+            channel.http.stream(
+                "POST", GATEWAY_PATH, content=capsule, headers=WHOLE_HEADERS, timeout=self._timeout(request)
+            ) as outer,
+        ):
+            answer = self._gather(outer)
+        response = answer.open(opener)
+        if response is None:
+            return None
+        return httpx.Response(
+            response.status,
+            headers=answer_headers(response),
+            stream=httpx.ByteStream(response.content),
+            request=request,
         )
-        try:
-            with reaching(self.url):
-                answer = channel.http.send(outer, stream=True)
-                stack.callback(answer.close)
-                if not is_stream(answer):
-                    answer.read()
-        except TransportError as error:
-            if is_other_certificate(error):
-                return None
-            raise
-        if not is_stream(answer):
-            refuse_unsealed(answer, self.url)
+
+    def _send_stream(
+        self, channel: Channel, request: httpx.Request, content: bytes | None, stack: ExitStack
+    ) -> httpx.Response | None:
+        """As ``_send_whole``, for an answer that comes piece by piece; ``stack`` stays open with it."""
+        sealed = StreamedRequest(channel.verified.key_config, request, padding=self._padding)
+        outer = channel.http.build_request(
+            "POST",
+            GATEWAY_PATH,
+            content=_parts(sealed, request) if content is None else sealed.whole(content),
+            headers=STREAM_HEADERS,
+            timeout=self._timeout(request),
+        )
+        with reaching(self.url):
+            answer = channel.http.send(outer, stream=True)
+            stack.callback(answer.close)
+            problem = None if is_stream(answer) else self._gather(answer)
+        if problem is not None:
+            problem.refuse()
             return None
         body = _AnswerStream(answer, sealed.answer(), self.url)
         body.take_over(stack)
-        return body
+        return httpx.Response(
+            body.head.status, headers=answer_headers(body.head), stream=body, request=request
+        )
+
+    def _gather(self, outer: httpx.Response) -> RawAnswer:
+        answer = RawAnswer(outer, self.url)
+        for part in outer.iter_raw():
+            answer.take(part)
+        return answer
 
     def _timeout(self, request: httpx.Request) -> httpx.Timeout:
-        return httpx.Timeout(**request.extensions.get("timeout", {"timeout": self._timeout_s}))
+        return httpx.Timeout(**request.extensions.get("timeout", {"timeout": self._trust.timeout_s}))
 
     def _current(self) -> Channel:
         channel = self._channel
-        if channel is not None and time.monotonic() - channel.verified.verified_at_s < self._max_age_s:
+        if channel is None:
+            return self._renew(None)
+        if not self._is_older(channel, EARLY):
             return channel
-        return self._renew(channel)
+        found = self._renew_early(channel)
+        return self._renew(found) if self._is_older(found, 1) else found
+
+    def _is_older(self, channel: Channel, part: float) -> bool:
+        """Whether it was verified longer ago than this part of the maximum age."""
+        return time.monotonic() - channel.verified.verified_at_s >= part * self._max_age_s
 
     def _renew(self, stale: Channel | None) -> Channel:
         """A new channel in place of ``stale``, or the one that another thread has made meanwhile."""
@@ -182,15 +190,33 @@ class OhttpTransport(httpx.BaseTransport):
             if self._channel is not None and self._channel is not stale:
                 return self._channel
             # Forgotten before it is replaced: if verification fails, the next request must not use it.
+            self._early.forget()
             self._replace(None)
-            channel = verify_service(
-                self.url,
-                reference_values=self._reference_values,
-                roots=self._roots,
-                timeout_s=self._timeout_s,
-            ).connect(self._timeout_s)
+            channel = Channel.open(self.url, self._trust)
             self._replace(channel)
             return channel
+
+    def _renew_early(self, channel: Channel) -> Channel:
+        """``channel``, still good, or what a verification in the background has found meanwhile."""
+        with self._renewing:
+            if self._channel is not channel:
+                return self._channel or channel
+            try:
+                found = self._early.take()
+            except TransportError:
+                return channel
+            except CloisterError:
+                if self._is_older(channel, 1):
+                    return channel  # to be verified anew: this may be long ago
+                self._replace(None)
+                raise
+            if found is None:
+                if not self._is_older(channel, 1):
+                    self._early.begin()
+                return channel
+            renewed = found
+            self._replace(renewed)
+            return renewed
 
     def _replace(self, channel: Channel | None) -> None:
         with self._lock:
