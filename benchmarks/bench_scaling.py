@@ -52,7 +52,7 @@ def measure_task(task: str, precision: str, options: argparse.Namespace, work: P
         for number in (1, min(2, len(cores))):
             chosen = ",".join(map(str, cores[:number]))
             with start_limit(task, forms, f"openvino-{precision}", work, cores=chosen) as limit:
-                engine[number] += [limit.run(options.seconds)["per_s"] for _ in range(options.rounds)]
+                engine[number] += [limit.run(options.seconds)["processor_s"] for _ in range(options.rounds)]
             asking = Asking(work, task, callers=1, seconds=options.seconds)
             with _servers(archive, work, stage, chosen) as (plain, protected):
                 asking.warm(plain, archive.stem, WARM_S)
@@ -68,10 +68,10 @@ def measure_task(task: str, precision: str, options: argparse.Namespace, work: P
                             used = own_processor_s(server.process.pid) - before
                             spent[way].append(used / found.requests)
                             spent["callers"].append(found.processor_s / found.requests)
-    one, two = statistics.median(engine[1]), statistics.median(engine[2] or engine[1])
+    one, two = statistics.median(engine[1]), statistics.median(engine[2] or engine[1])  # seconds of a core
     middle = {name: statistics.median(values) for name, values in spent.items()}
-    interference = max(1.0, 2 * one / two) if engine[2] else 1.0
-    costs = {way: Costs(1 / one, middle[way], middle["callers"], interference) for way in WAYS}
+    interference = max(1.0, two / one)
+    costs = {way: Costs(one, middle[way], middle["callers"], interference) for way in WAYS}
     checks = [
         {
             "way": way,
@@ -84,7 +84,7 @@ def measure_task(task: str, precision: str, options: argparse.Namespace, work: P
     ]
     return {
         "costs_ms": {
-            "engine": 1e3 / one,
+            "engine": one * 1e3,
             "frontend_open": middle["open"] * 1e3,
             "frontend_ohttp": middle["ohttp"] * 1e3,
             "callers": middle["callers"] * 1e3,
