@@ -53,7 +53,9 @@ def pack(folder: Path, name: str, source: str, *, version: str = "1.0") -> Path:
 class Server:
     """Runs from ``with`` to its end; what it printed is in ``stdout`` and ``stderr`` afterwards."""
 
-    def __init__(self, flags: Mapping[str, Any], *, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, flags: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, **spawn: Any
+    ) -> None:
         self.stdout = self.stderr = ""
         self.url = ""
         self._process = subprocess.Popen(
@@ -62,6 +64,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},
+            **spawn,
         )
         self._errors: list[str] = []
         self._reader = threading.Thread(target=self._read_errors)

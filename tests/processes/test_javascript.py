@@ -20,9 +20,10 @@ import pytest
 from cloister.serve.access.api_keys import make_api_key
 from tests.client.test_javascript import CLIENT_OF, node
 from tests.fakes.between import Between
+from tests.processes.owner import seal_handler
 from tests.processes.server import Server
 from tests.processes.test_protected import World, make_world
-from tests.processes.test_sealed_access import POLICY, seal_talker
+from tests.processes.test_sealed_access import POLICY, STREAMER
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 CANARY = "canary-js-5c71"
@@ -82,7 +83,7 @@ def make_guarded(folder: Path, *origins: str) -> Iterator[Guarded]:
     (folder / "requests.cedar").write_text(POLICY)
     key = make_api_key(folder / "api-keys.jsonl", "clinic-1", now=datetime.now(UTC), groups=("clinic",))
     with make_world(folder, **extra) as world:
-        seal_talker(world)
+        seal_handler(world, "talk", STREAMER)
         with run_verifier(world, *origins) as (verifier, verifier_key), Server(world.flags) as server:
             server.wait_ready()
             yield Guarded(world, server, verifier, verifier_key, key)

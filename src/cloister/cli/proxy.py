@@ -60,7 +60,15 @@ def proxy(
     from cloister.client.aio import AsyncOhttpTransport
     from cloister.client.channel import verify_service
     from cloister.client.proxy import LOOPBACK_NAMES, ProxyApp
+    from cloister.crypto.locked import forbid_dumps
+    from cloister.serve.faults import report_crashes_without_content
     from cloister.serve.listen import bind
+    from cloister.serve.log import configure_log
+
+    # What passes here in the clear shall be in no dump, traceback or library's log.
+    configure_log("warning")
+    report_crashes_without_content()
+    forbid_dumps()
 
     if reference_values is None:
         raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")

@@ -36,8 +36,10 @@ def verifier(
 
     from cloister.attest.appraisal import ReferenceValues
     from cloister.serve.listen import bind
+    from cloister.serve.log import configure_log
     from cloister.verifier.server import Verifier, create_verifier
 
+    configure_log("warning")
     if reference_values is None:
         raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")
     if (certificate is None) != (certificate_key is None):

@@ -122,6 +122,8 @@ class ProxyApp:
         except CloisterError as error:
             await self._send_failure(send, error)
             return
+        except httpx.HTTPError:  # the caller has gone while it sent; anything else is a CloisterError
+            return
         try:
             headers = [pair for pair in response.headers.raw if pair[0].lower() not in _HOP_BY_HOP]
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})

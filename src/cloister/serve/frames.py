@@ -11,7 +11,7 @@ offset size field         meaning
 
 A frame carries any number of requests or answers, so that a busy frontend hands over its whole queue with one
 write. The decoder does no I/O and serves both sides. A worker is a guest: whatever it sends, nothing but
-``MalformedInput`` and ``WorkerLost`` comes out of here.
+``MalformedInput`` and ``WorkerLost`` comes out of here, and their words hold nothing of it: they are logged.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def split_payload(lengths: Iterable[int], payload: memoryview) -> Iterator[memor
     """
     sizes = list(lengths)
     if sum(sizes) != len(payload):
-        raise MalformedInput(f"frame lists {sum(sizes)} bytes of bodies and carries {len(payload)}")
+        raise MalformedInput("frame lists more or fewer bytes of bodies than it carries")
     offset = 0
     for size in sizes:
         yield payload[offset : offset + size]
@@ -290,7 +290,7 @@ class FrameDecoder(Generic[Message]):
                 break
             head_bytes, payload_bytes = PREFIX.unpack_from(data, start)
             if head_bytes > MAX_HEAD_BYTES or payload_bytes > self._limit:
-                raise MalformedInput(f"frame of {head_bytes} + {payload_bytes} bytes is over the limit")
+                raise MalformedInput("frame is over the limit")
             self._need += head_bytes + payload_bytes
             if len(data) - start < self._need:
                 break

@@ -5,22 +5,20 @@ Source: pytorch/serve 0.12, ts/service.py and ts/protocol/otf_message_handler.py
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import re
 import struct
 import time
-import traceback
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cloister.errors import MalformedInput
 from cloister.serve.batching import BatchFailed
+from cloister.serve.fingerprint import fingerprint
 from cloister.serve.frames import Fault, Headers, MetricSample
 from cloister.serve.incoming import Incoming
 from cloister.serve.torchserve.context import Context, RequestProcessor
@@ -242,17 +240,8 @@ def render_result(result: Any) -> tuple[bytes, Headers]:
 
 
 def describe_failure(reason: str, error: BaseException, *, show_text: bool) -> Fault:
-    """A fault that tells equal failures from different ones without the exception's text.
-
-    The fingerprint covers the exception's type and the places that it passed, so the same defect has the same
-    one whatever the request was.
-    """
-    places = [
-        f"{Path(f.filename).name}:{f.lineno}:{f.name}" for f in traceback.extract_tb(error.__traceback__)
-    ]
-    kind = type(error).__name__
-    fingerprint = hashlib.sha256("\n".join([kind, *places]).encode()).hexdigest()[:12]
-    return Fault(reason, kind, fingerprint, str(error) if show_text else "")
+    """A fault that tells equal failures from different ones without the exception's text."""
+    return Fault(reason, type(error).__name__, fingerprint(error), str(error) if show_text else "")
 
 
 def _chosen_failure(error: PredictionException) -> Outcome:

@@ -198,12 +198,15 @@ class Seat:
                 if not item.more:
                     classes[item.status // 100 if 100 <= item.status < 600 else 5] += 1
                     took.append(now - job.started)
+                fault = item.fault
+                if fault is not None and item.status >= 500:
+                    fault = stats.faults.note(fault, guest=not self._measures)
                 try:
-                    job.deliver(job, Answer(item.status, heads[item.head], body, item.fault, item.more))
+                    job.deliver(job, Answer(item.status, heads[item.head], body, fault, item.more))
                 except Exception as error:  # noqa: BLE001 (one caller's fault must not cost the others)
                     log.error("an answer could not be delivered", exception=type(error).__name__)
         if start != size:
-            raise MalformedInput(f"frame lists {start} bytes of bodies and carries {size}")
+            raise MalformedInput("frame lists fewer bytes of bodies than it carries")
         if message.metrics and self._measures:
             stats.measured.take(message.metrics)
         if held:

@@ -15,6 +15,7 @@ import uvloop
 from cloister.crypto.locked import forbid_dumps
 from cloister.errors import ConfigError
 from cloister.serve.control import ModelControl
+from cloister.serve.faults import report_crashes_without_content
 from cloister.serve.grpc_ports import open_grpc, refuse_tracing
 from cloister.serve.hardening import refuse_unmeasured_inputs, swap_areas
 from cloister.serve.http.access_log import AccessLog
@@ -50,6 +51,7 @@ def run_server(settings: Settings, *, announce: str = "") -> None:
     elif settings.serve.remote_only:
         raise ConfigError("serve.remote_only without serve.worker_port: nobody could compute anything")
     if settings.serve.mode == "protected":
+        report_crashes_without_content()
         refuse_unmeasured_inputs(os.environ)
         if settings.serve.grpc_port or settings.serve.grpc_management_port:
             refuse_tracing(os.environ)

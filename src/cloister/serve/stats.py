@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from cloister.serve.faults import FaultLog
 from cloister.serve.handler_metrics import HandlerMetrics
 
 BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -44,6 +45,7 @@ class ModelStats:
         "by_class",
         "crypto",
         "expired",
+        "faults",
         "inference",
         "measured",
         "model",
@@ -73,6 +75,8 @@ class ModelStats:
         """Opening and sealing of a sealed request; whoever does that notes it here."""
         self.measured = HandlerMetrics()
         """What the handler measures itself; open mode only."""
+        self.faults = FaultLog(model, version)
+        """Tells the log which of its failures is which."""
         self.restarts = 0
         self.retried = 0
         """Requests that were run again because their worker ended."""

@@ -34,6 +34,7 @@ from cloister.serve.refusals import Refusal
 REFRESH_S = 2.0
 """How often files are looked at, and issuers asked where that is due."""
 CREDENTIALS = (b"authorization", b"x-api-key")
+UNKNOWN_MODEL = "(unknown)"
 _BEARER = b"bearer "
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -171,14 +172,18 @@ class AccessControl:
         *,
         certificate: bytes = b"",
         caller: Caller | None = None,
+        known: bool = True,
     ) -> Admission:
         """Let a request pass.
 
         Args:
+            model: as the request names it.
             version: that would answer; empty where none is meant.
             way: ``sealed``, ``tls`` or ``open``.
             certificate: DER of the client certificate that TLS has verified; nothing inside a sealed request.
             caller: who asks, where that is known already; ``headers`` are not looked at then.
+            known: whether the server has this model and version. If not, their names are the caller's own
+                words, and the log does not get them.
         Raises:
             Unauthenticated: its credential does not hold.
             IssuerAway: nothing can be said of its credential now.
@@ -191,7 +196,8 @@ class AccessControl:
         shown = read_client_certificate(certificate).name if certificate else ""
         decision = self._policy.policy.decide(caller, action, model, version, way, shown)
         if self._log is not None:
-            self._log.record(caller, action, model, version, decision)
+            named = (model, version) if known else (UNKNOWN_MODEL, "")
+            self._log.record(caller, action, *named, decision)
         if not decision.allowed:
             # The reason names policies and attributes: that is for the log, not for a stranger.
             raise Forbidden(f"{caller.kind} caller may not {action} {model or 'here'}")

@@ -108,12 +108,20 @@ class Door:
         caller = self._token_caller(control, kind, headers, certificate)
         if asked is None:
             return float("inf")
-        version = asked.version
+        version, known = asked.version, not asked.model
         with suppress(ModelNotFound):  # whether there is such a model is for those who may ask for it
-            version = self._registry.find(asked.model, asked.version or None).version
-        return control.admit(
-            asked.action, asked.model, version, way, headers, certificate=certificate, caller=caller
-        ).until_s
+            version, known = self._registry.find(asked.model, asked.version or None).version, True
+        admission = control.admit(
+            asked.action,
+            asked.model,
+            version,
+            way,
+            headers,
+            certificate=certificate,
+            caller=caller,
+            known=known,
+        )
+        return admission.until_s
 
     def _token_caller(
         self, control: AccessControl, kind: TokenKind | None, headers: Headers, certificate: bytes

@@ -20,6 +20,7 @@ import uvloop
 from cloister.attest.attester import pick_attester
 from cloister.crypto.locked import forbid_dumps
 from cloister.errors import CloisterError, ConfigError, TransportError
+from cloister.serve.faults import report_crashes_without_content
 from cloister.serve.hardening import refuse_unmeasured_inputs
 from cloister.serve.log import configure_log, log
 from cloister.serve.placement import Placement
@@ -68,6 +69,7 @@ def run_worker(settings: Settings, *, ready: Callable[[str], None] = lambda line
     serve = settings.serve
     configure_log(serve.log_level)
     if serve.mode == "protected":
+        report_crashes_without_content()
         refuse_unmeasured_inputs(os.environ)
         forbid_dumps()
         require_memory(Path(serve.tmpfs))
