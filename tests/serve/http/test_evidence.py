@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import pytest
 from cloister.attest.model import Endorsements, Evidence
 from cloister.attest.service import ServiceIdentity
 from cloister.errors import Overloaded, TransportError
-from cloister.serve.http.evidence import KEPT_S, MAX_WAITING, EvidenceEndpoint
+from cloister.serve.http.errors import render_failure
+from cloister.serve.http.evidence import KEPT_S, MAX_WAITING, EvidenceBusy, EvidenceEndpoint
 from cloister.serve.http.messages import Request
 from tests.serve.http.front_end import run
 
@@ -106,6 +108,94 @@ def test_too_many_at_once() -> None:
         waiting = [asyncio.create_task(endpoint.answer(ask(n))) for n in range(MAX_WAITING + 5)]
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert sum(isinstance(result, Overloaded) for result in results) == 5
+        endpoint.close()
+
+    run(test())
+
+
+class SlowAttester(CountingAttester):
+    """Takes its time."""
+
+    def __init__(self, quote_s: float) -> None:
+        super().__init__()
+        self.quote_s = quote_s
+        self.at_once = self.most_at_once = 0
+
+    def get_evidence(self, report_data: bytes) -> Evidence:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        time.sleep(self.quote_s)
+        self.at_once -= 1
+        return super().get_evidence(report_data)
+
+
+def test_many_nonces_at_a_slow_quoting_service() -> None:
+    """Many nonces at once: one quote at a time, a bounded queue, 503 with a time for the others."""
+
+    async def test() -> None:
+        attester = SlowAttester(0.02)
+        endpoint = EvidenceEndpoint(attester, identity)
+        waiting = [asyncio.create_task(endpoint.answer(ask(n))) for n in range(500)]
+        lag_s = 0.0
+        while not all(task.done() for task in waiting):
+            began = time.monotonic()
+            await asyncio.sleep(0.005)
+            lag_s = max(lag_s, time.monotonic() - began)
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, EvidenceBusy)]
+        assert len(refused) == 500 - MAX_WAITING == 500 - attester.quotes
+        assert attester.most_at_once == 1
+        assert lag_s < 1.0
+        response = render_failure(refused[0])
+        assert (response.status, int(response.header(b"retry-after")) >= 1) == (503, True)
+        assert (await endpoint.answer(ask(1000))).status == 200
+        endpoint.close()
+
+    run(test())
+
+
+def test_the_slower_the_quotes_the_shorter_the_queue() -> None:
+    """The queue is bounded by time: nobody waits for longer than the limit, and who must come again hears when."""
+
+    async def test() -> None:
+        now = [0.0]
+
+        class Attester(CountingAttester):
+            def get_evidence(self, report_data: bytes) -> Evidence:
+                now[0] += 8.0
+                return super().get_evidence(report_data)
+
+        endpoint = EvidenceEndpoint(Attester(), identity, clock=lambda: now[0])
+        await endpoint.answer(ask(0))
+        await asyncio.sleep(0)
+        waiting = [asyncio.create_task(endpoint.answer(ask(n))) for n in range(1, 11)]
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        refused = [result for result in results if isinstance(result, EvidenceBusy)]
+        assert len(refused) == 6  # four are 32 s, which is over the limit of 30
+        assert refused[0].retry_after_s == 32
+        endpoint.close()
+
+    run(test())
+
+
+def test_what_nobody_waits_for_is_not_made() -> None:
+    """Callers who leave take their place in the queue with them; one who stays keeps the bundle for all."""
+
+    async def test() -> None:
+        attester = SlowAttester(0.05)
+        endpoint = EvidenceEndpoint(attester, identity)
+        first = asyncio.create_task(endpoint.answer(ask(0)))
+        leaving = [asyncio.create_task(endpoint.answer(ask(n))) for n in range(1, 31)]
+        staying = asyncio.create_task(endpoint.answer(ask(1)))
+        await asyncio.sleep(0.01)
+        for task in leaving:
+            task.cancel()
+        assert [(await task).status for task in (first, staying)] == [200, 200]
+        await asyncio.sleep(0.1)
+        assert attester.quotes == 2
+        assert endpoint._waiting == 0
+        again = asyncio.create_task(endpoint.answer(ask(5)))
+        assert (await again).status == 200
         endpoint.close()
 
     run(test())
