@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.errors import MalformedInput, Replayed
+from cloister.errors import MalformedInput, Overloaded, Replayed
 from cloister.ohttp.bhttp import Request
 from cloister.ohttp.replay import ReplayGuard, check_date, render_date
 
@@ -88,3 +89,40 @@ def test_other_forms_are_refused(value: bytes) -> None:
     """A wrong weekday and the obsolete or foreign forms are malformed."""
     with pytest.raises(MalformedInput):
         check_date(dated(value), NOW)
+
+
+def test_a_clock_that_is_set_back_brings_nothing_back() -> None:
+    """What was forgotten stays refused by its date when the machine's clock is set back; the honest pass."""
+    wall = [NOW.timestamp()]
+    guard, start = ReplayGuard(wall=lambda: wall[0]), wall[0]
+    ahead = dated(render_date(NOW + timedelta(seconds=60)))
+    check_date(ahead, NOW, floor=guard.floor)
+    guard.remember(b"old", 0.0)
+    for second in range(0, 600, 10):
+        wall[0] = start + second
+        guard.remember(b"%d" % second, float(second))
+        honest = datetime.fromtimestamp(wall[0], UTC)
+        for shift_s in (-60, 0, 60):
+            check_date(dated(render_date(honest + timedelta(seconds=shift_s))), honest, floor=guard.floor)
+    guard.check_new(b"old")  # forgotten
+    check_date(ahead, NOW)  # which its date would let in now
+    with pytest.raises(Replayed, match="older than what is remembered"):
+        check_date(ahead, NOW, floor=guard.floor)
+
+
+def test_memory_is_bounded() -> None:
+    """At its capacity a guard refuses what is new and forgets nothing; long keys take no more."""
+    tracemalloc.start()
+    guard = ReplayGuard(capacity=20_000)
+    for number in range(20_000):
+        guard.remember(number.to_bytes(1120, "big"), number / 1000)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held < 20_000 * 200
+    with pytest.raises(Overloaded):
+        guard.remember(b"one more", 20.0)
+    for number in (0, 19_999):
+        with pytest.raises(Replayed):
+            guard.check_new(number.to_bytes(1120, "big"))
+    guard.remember(b"one more", 400.0)
+    assert len(guard) == 1

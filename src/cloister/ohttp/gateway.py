@@ -80,6 +80,11 @@ class Gateway:
         self._guard = ReplayGuard() if guard is None else guard
         self._clock = clock
 
+    @property
+    def floor(self) -> float:
+        """Requests that are dated so (seconds since 1970) or earlier may be replays that are forgotten."""
+        return self._guard.floor
+
     @classmethod
     def generate(cls, kem: Kem = Kem.X25519_HKDF_SHA256) -> Self:
         """A gateway with one new key."""

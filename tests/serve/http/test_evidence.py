@@ -155,7 +155,7 @@ def test_many_nonces_at_a_slow_quoting_service() -> None:
 
 
 def test_the_slower_the_quotes_the_shorter_the_queue() -> None:
-    """The queue is bounded by time: nobody waits for longer than the limit, and who must come again hears when."""
+    """Nobody waits for longer than the limit, and who must come again hears when."""
 
     async def test() -> None:
         now = [0.0]

@@ -151,7 +151,7 @@ class GatewayEndpoint:
     def _read(self, inner: bhttp.Request, content: bytes | None = None) -> Request | Response:
         now = self._clock()
         try:
-            check_date(inner, now)
+            check_date(inner, now, floor=self._gateway.floor)
         except Replayed as error:
             response = _problem(400, DATE_PROBLEM, error.message)
             response.headers.append((b"date", render_date(now)))
