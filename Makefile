@@ -123,8 +123,8 @@ bench-full: $(VENV)/.bench $(VENV)/.load
 	$(BENCH)/bench_attest.py
 	$(BENCH)/bench_torch.py
 	$(BENCH)/bench_release.py
-	$(BENCH)/bench_serve.py --peers $(ALL_PEERS)
-	$(BENCH)/bench_grpc.py --page
+	$(BENCH)/bench_serve.py --peers $(ALL_PEERS) --page --save $(RESULTS)/serve.json
+	$(BENCH)/bench_grpc.py --page --save $(RESULTS)/grpc.json
 	$(BENCH)/bench_protection.py --page --save $(RESULTS)/protection.json
 	$(BENCH)/bench_peers.py --page --save $(RESULTS)/peers.json
 	$(BENCH)/bench_limit.py --page --save $(RESULTS)/limit.json

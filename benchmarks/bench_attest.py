@@ -85,7 +85,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--runs", type=int, default=400)
+    parser.add_argument("--rounds", "--runs", dest="runs", type=int, default=400)
     parser.add_argument("--vectors", type=Path, default=Path(__file__).parents[2] / "shared" / "vectors")
     options = parser.parse_args()
     results = {name: compare(ours, theirs, options.runs) for name, ours, theirs in cases(options.vectors)}

@@ -173,7 +173,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mib", type=int, default=1024, help="payload of the speed test; 0 leaves it out")
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--rounds", "--runs", dest="runs", type=int, default=7)
     parser.add_argument(
         "--memory-mib", type=int, default=2048, help="file of the memory test; 0 leaves it out"
     )

@@ -1,20 +1,16 @@
 """Predictions per second and latency beside other model servers, and what must not hurt other callers.
 
 Usage: python benchmarks/bench_serve.py [--peers mosec,torchserve,litserve,mlserver,fastapi] [--rounds 3]
-           [--seconds 4] [--cases speed,protected,poison,kill,huge,slow] [--environments DIR] [--json]
+           [--seconds 4] [--cases speed,protected,poison,kill,huge,slow] [--json] [--page]
 
 Every server has the same model of a few microseconds (`peers/tiny.py`), one worker, JSON, plain HTTP, and is
 loaded by wrk from the same machine. Servers run one at a time, in turn, `--rounds` times; figures are
-medians. Each peer is installed into an environment of its own on first use, below `--environments`. wrk is
-Debian's (apt-get install wrk); TorchServe needs Java 17.
+medians, ratios medians of the rounds' ratios. Each peer is installed into an environment of its own on first
+use, below `--environments`. wrk is Debian's (apt-get install wrk); TorchServe needs Java 17.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -24,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from rig import faults
+from rig.options import Results, make_parser
+from rig.page import render_table
 from rig.protected import SEALED_TYPE, seal_bodies, start_protected_tiny
 from rig.servers import Running
 from rig.tiny_servers import BODY, NAMES, start
@@ -34,6 +32,7 @@ NO_BATCHING = frozenset({"fastapi"})
 SEALED_PER_S = 12_000
 """More sealed requests than this per second are not sent."""
 FIGURES = ("requests_per_s", "p50_ms", "p99_ms")
+COLUMNS = ("c=1", "c=64", "c=1 batching", "c=64 batching")
 Samples = dict[str, list[float]]
 
 
@@ -53,6 +52,21 @@ class Report:
             f"  {server:<12} {case:<18} {load.requests_per_s:9.0f}/s  p50 {load.p50_ms:7.3f} ms",
             file=sys.stderr,
         )
+
+    def ratios(self) -> dict[tuple[str, str], dict[str, float]]:
+        """Requests per second against each other server's in the same round: the median of the rounds."""
+        found: dict[tuple[str, str], dict[str, float]] = {}
+        pairs = [("cloister", other) for other in self.samples if other in NAMES]
+        pairs += [(way, other) for way in ("TLS", "OHTTP") for other in ("cloister", "torchserve")]
+        for server, other in pairs:
+            for column in COLUMNS:
+                runs, against = (
+                    self.samples.get(name, {}).get(f"{column} requests_per_s") for name in (server, other)
+                )
+                if runs and against:
+                    each = [run / base for run, base in zip(runs, against, strict=True)]
+                    found.setdefault((server, other), {})[column] = round(statistics.median(each), 3)
+        return found
 
     def medians(self) -> dict[str, dict[str, float]]:
         """The middle of each figure's runs."""
@@ -110,21 +124,22 @@ def measure_faults(report: Report, server: Running, body: Path, cases: list[str]
             print(f"  {server.name:<12} {case}: {found}", file=sys.stderr)
 
 
-def print_table(report: Report) -> None:
-    """Medians as a table for people, ratios against each peer below."""
+def render(report: Report) -> str:
+    """Medians as a table for people, ratios of pairs below, then what the faults did."""
     medians = report.medians()
-    columns = ("c=1", "c=64", "c=1 batching", "c=64 batching")
-    print("| Requests/s (p50 / p99 ms) | " + " | ".join(columns) + " |")
-    print("|---|" + "---|" * len(columns))
-    for server, figures in medians.items():
-        cells = [_cell(figures, column) for column in columns]
-        print(f"| {server} | " + " | ".join(cells) + " |")
+    rows = [[server, *(_cell(figures, column) for column in COLUMNS)] for server, figures in medians.items()]
+    for (server, other), found in report.ratios().items():
+        cells = [f"{found[column]:.2f}" if column in found else "-" for column in COLUMNS]
+        rows.append([f"{server} / {other}", *cells])
+    parts = [render_table(["Requests/s (p50 / p99 ms)", *COLUMNS], rows)] if rows else []
+    lines = []
     for case, results in report.cases.items():
         for server, found in results.items():
-            shown = ", ".join(
-                f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()
-            )
-            print(f"{case} {server}: {shown}")
+            shown = (f"{k} {v:.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items())
+            lines.append([case, server, ", ".join(shown)])
+    if lines:
+        parts.append(render_table(["Case", "Server", "Found"], lines))
+    return "\n\n".join(parts)
 
 
 def _cell(figures: dict[str, float], column: str) -> str:
@@ -136,18 +151,10 @@ def _cell(figures: dict[str, float], column: str) -> str:
 
 def main() -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, seconds=4.0)
     parser.add_argument("--peers", default="mosec", help=f"comma-separated, of {', '.join(NAMES)}; or none")
     parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=4.0, help="per run of wrk")
-    parser.add_argument(
-        "--environments", type=Path, default=Path(".peers"), help="folder of the peers' environments"
-    )
     parser.add_argument("--fault-peers", default="", help="peers that the faults are tried on too")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not there: apt-get install wrk")
@@ -155,7 +162,7 @@ def main() -> int:
     cases = [name for name in options.cases.split(",") if name]
     environments = options.environments.resolve()
     environments.mkdir(parents=True, exist_ok=True)
-    report = Report()
+    report, results = Report(), Results("bench_serve")
     with tempfile.TemporaryDirectory(prefix="bench-serve-") as folder:
         work = Path(folder)
         for turn in range(options.rounds):
@@ -164,24 +171,14 @@ def main() -> int:
                 _speed_round(report, peers, environments, work, options.seconds)
             if "protected" in cases:
                 for batching in (False, True):
-                    try:
-                        measure_protected(report, work, batching, options.seconds)
-                    except SystemExit as error:  # the rest is worth having without it
-                        print(f"protected: {error}", file=sys.stderr)
+                    measure_protected(report, work, batching, options.seconds)
         for name in ("cloister", *(peer for peer in options.fault_peers.split(",") if peer)):
             if {"poison", "kill", "huge", "slow"} & set(cases):
                 with start(name, batching=True, environments=environments, work=work) as server:
                     measure_faults(report, server, _write_body(work, server), cases)
-    if options.json:
-        machine = {
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-        }
-        json.dump({**machine, "medians": report.medians(), "cases": report.cases}, sys.stdout, indent=1)
-        print()
-    else:
-        print_table(report)
+    ratios = {f"{ours} / {other}": found for (ours, other), found in report.ratios().items()}
+    data = {"medians": report.medians(), "ratios": ratios, "cases": report.cases}
+    results.publish(options, data, render(report))
     return 0
 
 

@@ -124,7 +124,7 @@ def main() -> None:
     )
     parser.add_argument("--mib", type=float, default=100)
     parser.add_argument("--tensor-mib", type=float, default=4)
-    parser.add_argument("--runs", type=int, default=9)
+    parser.add_argument("--rounds", "--runs", dest="runs", type=int, default=9)
     parser.add_argument("--folder", type=Path, help="where to put the files (default: a temporary folder)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

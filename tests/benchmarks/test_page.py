@@ -9,7 +9,15 @@ from rig.options import PAGE
 from rig.page import render_table, replace_section
 from rig.plot import Bars, render_bars
 
-SCRIPTS = ("bench_protection", "bench_peers", "bench_limit", "bench_start", "bench_scaling", "bench_grpc")
+SCRIPTS = (
+    "bench_protection",
+    "bench_peers",
+    "bench_limit",
+    "bench_start",
+    "bench_scaling",
+    "bench_grpc",
+    "bench_serve",
+)
 
 
 def test_only_its_own_section_is_replaced() -> None:
