@@ -180,6 +180,14 @@ def test_tritonclient_through_the_proxy(proxy: str, binary: bool) -> None:
             sdk.infer("unknown", [wanted])
 
 
+def test_arrays_in_arrays_out(service: Service) -> None:
+    """This package's own client does the same in one call, under seal."""
+    numbers = np.arange(6, dtype=np.float64).reshape(2, 3)
+    with cloister.Client(service.url, reference_values=service.references, roots=service.roots) as client:
+        np.testing.assert_array_equal(client.infer("tensors", {"numbers": numbers})["doubled"], numbers * 2)
+        assert client.metadata("tensors")["name"] == "tensors"
+
+
 def kserve_request(numbers: Any) -> dict[str, Any]:
     """What KServe's client sends."""
     data = numbers.ravel().tolist()

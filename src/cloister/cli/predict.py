@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
+from cloister.cli.inputs import Question
 from cloister.cli.options import (
     Json,
     ModelDigests,
@@ -17,8 +17,11 @@ from cloister.cli.options import (
     SimulatedRoot,
     trusted_roots,
 )
-from cloister.cli.output import console, show_json
+from cloister.cli.output import console, shorten, show_json, verdict_table
 from cloister.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cloister.attest.service import VerifiedService
 
 
 def predict(
@@ -33,9 +36,22 @@ def predict(
     model_digest: ModelDigests = None,
     model_signer: ModelSigners = None,
     policy_digest: PolicyDigests = None,
+    tensor: Annotated[
+        str, typer.Option(metavar="NAME", help="Input that a .npy file is, if the model declares none.")
+    ] = "",
+    as_files: Annotated[
+        bool, typer.Option("--as-files", help="Send .npy and .npz files as they are, not as tensors.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every check of the verification.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Send each file as one sealed request; nothing is sent to a service that does not verify."""
+    """Send each file as one sealed request; nothing is sent to a service that does not verify.
+
+    Images, JSON and other files go to the model as they are, under the content type of their name. The arrays
+    of .npy and .npz files go as tensors (Open Inference Protocol), and tensors come back.
+    """
     from cloister.attest.appraisal import ReferenceValues
     from cloister.client.session import Client
 
@@ -50,20 +66,36 @@ def predict(
     )
     roots = trusted_roots(simulated_root)
     token = _read_token(token_file)
+    question = Question(name, version or None, tensor=tensor, as_files=as_files)
     answers: list[dict[str, Any]] = []
     with Client(url, reference_values=references, roots=roots, token=token) as client:
+        service = client.verify()
+        if not as_json:
+            console.print(_verdict(service, url), soft_wrap=True, markup=False)
+            if verbose:
+                console.print(verdict_table(service.result, "every check"))
         for path in inputs:
-            answer = client.predict(name, path, version=version or None)
-            answers.append({"input": str(path), "answer": _decoded(answer)})
+            value, text = question.ask(client, path)
+            answers.append({"input": str(path), "answer": value})
+            if not as_json:
+                console.print(f"{path}: {text}", soft_wrap=True, markup=False)
     if as_json:
-        show_json(answers)
-        return
-    table = Table(
-        "input", "answer", title=f"{model} at {url}, sealed to the attested key", title_justify="left"
+        verification = {"verification": service.result.to_mapping(), "answers": answers}
+        show_json(verification if verbose else answers)
+
+
+def _verdict(service: VerifiedService, url: str) -> str:
+    """What was verified, on one line."""
+    result = service.result
+    models = ", ".join(
+        f"{model.name} {model.version} (sha256 {shorten(model.container_digest, 13)})"
+        for model in service.identity.models
     )
-    for row in answers:
-        table.add_row(row["input"], str(row["answer"]))
-    console.print(table)
+    simulated = " SIMULATED, proves nothing;" if result.simulated else ""
+    return (
+        f"verified {url}: {result.claims.scheme},{simulated} {len(result.checks)} checks hold;"
+        f" serves {models or 'no model'}"
+    )
 
 
 def _read_token(path: Path | None) -> str:
@@ -76,10 +108,3 @@ def _read_token(path: Path | None) -> str:
     if not token or not token.isprintable() or " " in token:
         raise ConfigError(f"{path} does not hold one token")
     return token
-
-
-def _decoded(answer: Any) -> Any:
-    try:
-        return answer.json()
-    except ValueError:
-        return answer.content.decode("utf-8", errors="replace")

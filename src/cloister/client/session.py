@@ -16,7 +16,7 @@ built on httpx on top of a verified service::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -30,8 +30,9 @@ from cloister.client.aio import AsyncOhttpTransport
 from cloister.client.answer import Answer, raise_for_status
 from cloister.client.payload import encode_payload
 from cloister.client.sealing import REPEATABLE
+from cloister.client.tensors import Array, decode_tensors, encode_tensors
 from cloister.client.transport import OhttpTransport
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, MalformedInput
 
 
 class Client:
@@ -117,6 +118,23 @@ class Client:
         """
         path, content, headers = _prediction(model, data, version, content_type)
         return self._send("POST", path, content=content, headers=headers)
+
+    def infer(
+        self, model: str, inputs: Mapping[str, Array], *, version: str | None = None
+    ) -> dict[str, Array]:
+        """Give a model arrays by name, and get arrays back: the Open Inference Protocol, binary both ways.
+
+        Raises:
+            MalformedInput: an array that is no tensor, or an answer that is none of the protocol.
+            CloisterError: as ``predict``.
+        """
+        content, headers = encode_tensors(inputs)
+        path = _v2_path(model, version) + "/infer"
+        return decode_tensors(self._send("POST", path, content=content, headers=headers))
+
+    def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
+        """What a model says of itself (``/v2/models/...``): versions, and the tensors that it declares."""
+        return _object(self._send("GET", _v2_path(model, version)))
 
     def ping(self) -> Answer:
         """The service's health, asked through the sealed channel."""
@@ -240,6 +258,18 @@ class AsyncClient:
         path, content, headers = _prediction(model, data, version, content_type)
         return await self._send("POST", path, content=content, headers=headers)
 
+    async def infer(
+        self, model: str, inputs: Mapping[str, Array], *, version: str | None = None
+    ) -> dict[str, Array]:
+        """Arrays in, arrays out; arguments and errors as ``Client.infer``."""
+        content, headers = encode_tensors(inputs)
+        path = _v2_path(model, version) + "/infer"
+        return decode_tensors(await self._send("POST", path, content=content, headers=headers))
+
+    async def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
+        """What a model says of itself; as ``Client.metadata``."""
+        return _object(await self._send("GET", _v2_path(model, version)))
+
     async def ping(self) -> Answer:
         """The service's health, asked through the sealed channel."""
         return await self._send("GET", "/ping")
@@ -280,6 +310,18 @@ def _prediction(
     if version is not None:
         path += f"/{_segment(version, 'version')}"
     return path, content, {"content-type": kind}
+
+
+def _v2_path(model: str, version: str | None) -> str:
+    path = f"/v2/models/{_segment(model, 'model')}"
+    return path if version is None else f"{path}/versions/{_segment(version, 'version')}"
+
+
+def _object(answer: Answer) -> dict[str, Any]:
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise MalformedInput("answer is not a JSON object")
+    return found
 
 
 def _own_headers(token: str) -> dict[str, str]:
