@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cloister.errors import ModelNotFound
 from cloister.policy.requests import FixedPolicy, WatchedPolicy
 from cloister.serve.access.api_keys import make_api_key, remove_api_key
 from cloister.serve.access.control import AccessControl, Forbidden, TooManyRequests, Unauthenticated
@@ -113,3 +115,30 @@ def test_limits_count_every_request(tmp_path: Path) -> None:
     response = render_failure(refused.value)
     assert response.status == 429
     assert int(response.header(b"retry-after")) > 0
+
+
+def test_the_version_that_answers_is_the_one_that_is_judged(tmp_path: Path) -> None:
+    """A policy on a version holds for who names it and for who lets it be chosen."""
+    default = ["2.0"]
+
+    class Models:
+        generation = 0
+
+        def find(self, name: str, version: str | None) -> Any:
+            if name != "m" or version not in (None, "1.0", "2.0"):
+                raise ModelNotFound("no such model")
+            return SimpleNamespace(version=version or default[0])
+
+    models: Any = Models()
+    door = Door(TokenAccess(None), models)
+    policy = 'permit (principal, action, resource); forbid (principal, action, resource == Model::"m")'
+    door.use(AccessControl(FixedPolicy(policy + ' when { resource.version == "2.0" };')))
+    door.require(None, "tls", Asked("predict", "m", "1.0"), [])
+    for asked in (Asked("predict", "m"), Asked("predict", "m", "2.0")):
+        with pytest.raises(Forbidden):
+            door.require(None, "tls", asked, [])
+    default[0] = "1.0"
+    models.generation += 1
+    door.require(None, "tls", Asked("predict", "m"), [])
+    with pytest.raises(Forbidden):
+        door.require(None, "tls", Asked("predict", "m", "2.0"), [])
