@@ -56,17 +56,17 @@ class PlatformAttester:
     scheme = "tdx"
 
     def __init__(self, platform: SimulatedPlatform) -> None:
-        self._platform = platform
+        self.platform = platform
 
     def get_evidence(self, report_data: bytes) -> Evidence:
         """A quote over ``report_data``."""
         return Evidence(
-            self.scheme, self._platform.quote(report_data, mr_td=MR_TD, mr_config_id=SETTINGS_DIGEST)
+            self.scheme, self.platform.quote(report_data, mr_td=MR_TD, mr_config_id=SETTINGS_DIGEST)
         )
 
     def get_endorsements(self) -> Endorsements:
         """The platform's collateral."""
-        return self._platform.endorsements(datetime.now(UTC))
+        return self.platform.endorsements(datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,9 @@ class SealedService:
         self.answer: Answer = echo
         self.change_answer: Callable[[bytes], bytes] = lambda sealed: sealed
         self.change_stream: Callable[[Iterator[bytes]], Iterator[bytes]] = lambda parts: parts
+        self.render: Callable[[bhttp.Response], bytes] = bhttp.render_response
+        self.outer_headers: dict[str, str] = {}
+        """Of each of its answers, in the clear."""
         self.evidence_given = 0
         self.policy_digest = POLICY_DIGEST
         self.capsules: list[bytes] = []
@@ -171,7 +174,7 @@ class SealedService:
         request = bhttp.parse_request(opened)
         check_date(request, datetime.now(UTC))
         self.requests.append(request)
-        answer = bhttp.render_response(self.answer(request))
+        answer = self.render(self.answer(request))
         return 200, RESPONSE_TYPE, self.change_answer(sealer.seal(answer))
 
     def streamed(self, data: bytes) -> tuple[int, str, Iterator[bytes]]:
@@ -255,6 +258,8 @@ def _handler(service: SealedService) -> type[BaseHTTPRequestHandler]:
             # Pages of any origin: what is protected here is not who asks.
             self.send_header("access-control-allow-origin", "*")
             self.send_header("access-control-allow-headers", "content-type")
+            for name, value in service.outer_headers.items():
+                self.send_header(name, value)
             super().end_headers()
 
         def do_GET(self) -> None:

@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import MAX_BUNDLE_BYTES, VerifiedService, verify_bundle
+from cloister.client.deadline import Deadline
 from cloister.errors import BindingMismatch, ConfigError, MalformedInput, TransportError
 from cloister.ohttp.capsule import KeyConfig
 
@@ -88,7 +89,10 @@ class Channel:
         try:
             with (
                 reaching(url),
-                http.stream("GET", EVIDENCE_PATH, params=_query(nonce)) as response,
+                Deadline(trust.timeout_s) as deadline,
+                http.stream(
+                    "GET", EVIDENCE_PATH, params=_query(nonce), extensions={"trace": deadline.trace}
+                ) as response,
             ):
                 taker = _BundleTaker(url, response)
                 for part in response.iter_raw():
@@ -116,7 +120,7 @@ class AsyncChannel:
         nonce, context = os.urandom(NONCE_BYTES), _unverified()
         http = httpx.AsyncClient(base_url=url, verify=context, **_options(trust.timeout_s))
         try:
-            with reaching(url):
+            with reaching(url), anyio.fail_after(trust.timeout_s):
                 async with http.stream("GET", EVIDENCE_PATH, params=_query(nonce)) as response:
                     taker = _BundleTaker(url, response)
                     async for part in response.aiter_raw():
@@ -170,7 +174,7 @@ def reaching(url: str) -> Iterator[None]:
     """Turns httpx's errors into one-line TransportErrors."""
     try:
         yield
-    except httpx.TimeoutException as error:
+    except (httpx.TimeoutException, TimeoutError) as error:
         raise TransportError(
             f"no answer from {url} in time", hint="raise timeout_s, or look at the server's load"
         ) from error
