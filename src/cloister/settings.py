@@ -110,6 +110,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """TorchServe's form of requests around every handler: body, json, kserve or kservev2; empty for none."""
     default_handler: str = ""
     """Open mode: handler of an archive that names none, by file, ``file:function`` or built-in name."""
+    schema_check_bytes: int = 1 << 14
+    """Models that an engine serves: JSON up to so long is checked against the model's inputs in the frontend,
+    so that what is wrong never reaches a worker; longer JSON in the worker, before it joins a batch."""
     max_model_bytes: int = 1 << 34
     """Longest archive that is fetched from a URL."""
     load_models: tuple[str, ...] = ()

@@ -14,20 +14,9 @@ from cloister.engines.engine import EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.openvino import OpenVinoEngine, open_model
 from cloister.errors import ConfigError, MalformedInput, MissingDependencyError
+from tests.engines.models import small_ir
 
 openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
-
-
-def make_model(rows: int = -1) -> Any:
-    """Eight numbers to three: two layers with fixed weights."""
-    ops = openvino.opset13
-    numbers = np.random.default_rng(7)
-    x = ops.parameter([rows, 8], np.float32, name="x")
-    hidden = ops.relu(ops.matmul(x, ops.constant(numbers.standard_normal((8, 16), np.float32)), False, False))
-    y = ops.matmul(hidden, ops.constant(numbers.standard_normal((16, 3), np.float32)), False, False)
-    x.output(0).set_names({"x"})
-    y.output(0).set_names({"y"})
-    return openvino.Model([y], [x], "small")
 
 
 def save(model: Any, folder: Path) -> ModelFiles:
@@ -41,7 +30,7 @@ def rows(count: int, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> OpenVinoEngine:
-    return open_model(save(make_model(), tmp_path), "model.xml", EngineOptions(streams=2))
+    return open_model(save(small_ir(), tmp_path), "model.xml", EngineOptions(streams=2))
 
 
 def test_answers_are_openvinos_own(engine: OpenVinoEngine, tmp_path: Path) -> None:
@@ -68,7 +57,7 @@ def test_the_schema_is_the_models(engine: OpenVinoEngine) -> None:
 
 def test_a_fixed_batch_is_never_joined(tmp_path: Path) -> None:
     """A model with a fixed first size gets just that."""
-    engine = open_model(save(make_model(rows=1), tmp_path), "model.xml", EngineOptions(rows=16))
+    engine = open_model(save(small_ir(rows=1), tmp_path), "model.xml", EngineOptions(rows=16))
     assert engine.rows == 1
     with pytest.raises(MalformedInput, match=r"found x FP32\[2,8\]; expected x FP32\[1,8\]"):
         engine.schema.check({"x": rows(2)})
@@ -93,7 +82,7 @@ def test_answers_stay_what_they_were(engine: OpenVinoEngine) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_precisions(tmp_path: Path, precision: str) -> None:
     """Each is taken, and what is computed is close."""
-    files = save(make_model(), tmp_path)
+    files = save(small_ir(), tmp_path)
     exact = open_model(files, "model.xml", EngineOptions()).infer({"x": rows(4)})["y"]
     found = open_model(files, "model.xml", EngineOptions(precision=precision)).infer({"x": rows(4)})["y"]
     np.testing.assert_allclose(found, exact, atol=0.2)
@@ -101,7 +90,7 @@ def test_precisions(tmp_path: Path, precision: str) -> None:
 
 def test_unnamed_ports_get_names(tmp_path: Path) -> None:
     """A model whose tensors have no names is served all the same."""
-    model = make_model()
+    model = small_ir()
     for port in (*model.inputs, *model.outputs):
         port.set_names(set())
     schema = open_model(save(model, tmp_path), "model.xml", EngineOptions()).schema
@@ -110,7 +99,7 @@ def test_unnamed_ports_get_names(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     """Broken files, missing weights and unknown precisions are errors of configuration."""
-    files = save(make_model(), tmp_path)
+    files = save(small_ir(), tmp_path)
     with pytest.raises(ConfigError, match="does not read"):
         open_model(ModelFiles({"m.xml": b"<net>", "m.bin": b""}), "m.xml", EngineOptions())
     with pytest.raises(ConfigError, match=r"no file 'm.bin'"):

@@ -14,11 +14,23 @@ from cloister.errors import ConfigError
 
 
 def archive(
+    name: Annotated[str, typer.Option("--model-name", "--name", help="Model name.")],
+    model: Annotated[
+        Path | None, typer.Argument(help="With --engine: the model's file, or a SavedModel's folder.")
+    ] = None,
     handler: Annotated[
         str,
         typer.Option("--handler", help="Python file, FILE:FUNCTION, or the name of a built-in handler."),
-    ],
-    name: Annotated[str, typer.Option("--model-name", "--name", help="Model name.")],
+    ] = "",
+    engine: Annotated[
+        str,
+        typer.Option(help="Serve MODEL without a handler: torch, openvino, onnxruntime, trees, tensorflow."),
+    ] = "",
+    precision: Annotated[str, typer.Option(help="With --engine: fp32, bf16 or fp16; else as stored.")] = "",
+    threads: Annotated[int, typer.Option(help="With --engine: threads; 0: the worker's cores.", min=0)] = 0,
+    streams: Annotated[
+        int, typer.Option(help="With --engine: inferences at a time; 0: its choice.", min=0)
+    ] = 0,
     version: Annotated[str, typer.Option("--version", "-v", help="Model version.")] = "1.0",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Archive to write.")] = None,
     export_path: Annotated[
@@ -46,7 +58,7 @@ def archive(
     force: Annotated[bool, typer.Option("--force", "-f", help="Write over an archive of this name.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Pack a handler and its weights into a TorchServe archive (.mar)."""
+    """Pack a model into an archive (.mar): with its handler, for TorchServe too, or for an engine alone."""
     from cloister.serve.pack import SUFFIXES, expand_files, pack_archive
     from cloister.serve.sources import is_model_name
 
@@ -56,21 +68,50 @@ def archive(
         raise ConfigError("give either --out or --export-path")
     if archive_format not in SUFFIXES:
         raise ConfigError(f"archive format {archive_format!r} is none of {', '.join(SUFFIXES)}")
+    if bool(handler) == bool(engine):
+        raise ConfigError("give either --handler, or --engine and the model's file")
+    if engine and model is None and serialized_file is None:
+        raise ConfigError(
+            "--engine needs the model's file", hint="cloister archive --engine openvino model.xml"
+        )
+    if handler and (model is not None or precision or threads or streams):
+        raise ConfigError("MODEL, --precision, --threads and --streams go with --engine")
     target = out or (export_path or Path.cwd()) / f"{name}{SUFFIXES[archive_format]}"
     _make_room(target, force=force or (out is not None and not target.is_dir()))
-    manifest = pack_archive(
-        target,
-        name=name,
-        version=version,
-        handler=handler,
-        serialized_file=serialized_file,
-        model_file=model_file,
-        extra_files=expand_files(extra_files or ()),
-        requirements_file=requirements_file,
-        config_file=config_file,
-        archive_format=archive_format,
-        runtime=runtime,
-    )
+    extra = expand_files(extra_files or ())
+    if engine:
+        from cloister.serve.direct.pack import pack_model, read_settings
+
+        source = model or serialized_file
+        assert source is not None
+        given = {"precision": precision, "threads": threads, "streams": streams}
+        settings = read_settings(config_file)
+        section = settings.pop("engine", {})
+        manifest = pack_model(
+            target,
+            name=name,
+            version=version,
+            model=source,
+            kind=engine,
+            options={**section, **{key: value for key, value in given.items() if value}},
+            settings=settings,
+            extra_files=[*extra, *([] if model_file is None else [model_file])],
+            archive_format=archive_format,
+        )
+    else:
+        manifest = pack_archive(
+            target,
+            name=name,
+            version=version,
+            handler=handler,
+            serialized_file=serialized_file,
+            model_file=model_file,
+            extra_files=extra,
+            requirements_file=requirements_file,
+            config_file=config_file,
+            archive_format=archive_format,
+            runtime=runtime,
+        )
     size = sum(path.stat().st_size for path in _files(target))
     facts = {"archive": str(target), "name": manifest.model.model_name, "version": version, "bytes": size}
     if as_json:

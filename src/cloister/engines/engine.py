@@ -36,6 +36,8 @@ class EngineOptions:
     entry: str = ""
     """PyTorch with weights alone: ``file.py:Name`` of the archive, a class or function that
     makes the module."""
+    schema: ModelSchema | None = None
+    """For files that do not say it themselves: TorchScript, weights alone."""
 
 
 class Engine(Protocol):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import io
 import queue
+import sys
 from collections.abc import Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import numpy as np
 
@@ -62,19 +64,30 @@ def open_model(files: ModelFiles, file: str, options: EngineOptions) -> OpenVino
     return compile_model(core, model, options, size=size, keep=(weights,))
 
 
-def make_core() -> Any:
-    """OpenVINO's core, silent and without a cache of its own.
+def import_openvino() -> Any:
+    """The package, without its telemetry, which would write a file and call home.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
     """
+    # None makes the import fail, after which OpenVINO and NNCF use stubs of their own.
+    sys.modules.setdefault("openvino_telemetry", cast("ModuleType", None))
     try:
         import openvino
     except ImportError as error:
         raise MissingDependencyError(
             "the engine openvino needs OpenVINO", hint="pip install 'cloister[openvino]'"
         ) from error
-    core = openvino.Core()
+    return openvino
+
+
+def make_core() -> Any:
+    """OpenVINO's core, without a cache of its own.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+    """
+    core = import_openvino().Core()
     core.set_property({"CACHE_DIR": ""})
     return core
 
@@ -95,17 +108,18 @@ def compile_model(
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": options.threads or available_cores(),
-        "PERFORMANCE_HINT": "LATENCY" if options.streams == 1 else "THROUGHPUT",
         # The worker is on its cores already; several workers would all choose the same ones.
         "ENABLE_CPU_PINNING": False,
     }
-    if options.streams:
-        config["NUM_STREAMS"] = options.streams
+    rows = options.rows or (SMALL_ROWS if size < SMALL_BYTES else 1)
+    streams = options.streams or (1 if rows > 1 else 0)
+    config["PERFORMANCE_HINT"] = "LATENCY" if streams == 1 else "THROUGHPUT"
+    if streams:
+        config["NUM_STREAMS"] = streams
     try:
         compiled = core.compile_model(model, "CPU", config)
     except RuntimeError as error:
         raise ConfigError("OpenVINO cannot compile the model") from error
-    rows = options.rows or (SMALL_ROWS if size < SMALL_BYTES else 1)
     return OpenVinoEngine(compiled, rows=rows, keep=keep)
 
 
@@ -119,8 +133,7 @@ class OpenVinoEngine:
         outputs = tuple(_spec(port, f"output_{place}") for place, port in enumerate(compiled.outputs))
         self.schema = ModelSchema(_unique(inputs), _unique(outputs))
         self.streams = max(1, int(compiled.get_property("NUM_STREAMS")))
-        joinable = all(spec.shape[:1] == (ANY,) for spec in (*inputs, *outputs))
-        self.rows = rows if joinable else 1
+        self.rows = rows if self.schema.joins else 1
         self._names = [spec.name for spec in self.schema.inputs]
         self._given = [spec.name for spec in self.schema.outputs]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

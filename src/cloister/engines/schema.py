@@ -82,6 +82,11 @@ class ModelSchema(msgspec.Struct, frozen=True):
         """The inputs, for people."""
         return ", ".join(spec.render() for spec in self.inputs)
 
+    @property
+    def joins(self) -> bool:
+        """Whether rows of several requests can go through the model together."""
+        return all(spec.shape[:1] == (ANY,) for spec in (*self.inputs, *self.outputs))
+
     def check(self, tensors: Mapping[str, Tensor]) -> int:
         """Whether these are the model's inputs; returns how many rows they have.
 

@@ -20,7 +20,9 @@ import msgspec
 from cloister.engines.schema import ModelSchema, check_schema
 from cloister.errors import MalformedInput
 
-SECTIONS = ("engine", "input", "output")
+SERVED_KEY = "engine"
+"""The section that says that a model needs no handler."""
+SECTIONS = (SERVED_KEY, "input", "output")
 MAX_EDGE = 8192
 MAX_THREADS = 4096
 
@@ -105,7 +107,7 @@ def parse_spec(settings: Mapping[Any, Any]) -> ServedSpec | None:
     Raises:
         MalformedInput: a section is not of the form above. Says where.
     """
-    if "engine" not in settings:
+    if SERVED_KEY not in settings:
         return None
     try:
         spec = msgspec.convert({name: settings[name] for name in SECTIONS if name in settings}, ServedSpec)

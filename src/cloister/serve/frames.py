@@ -23,6 +23,7 @@ from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
+from cloister.engines.schema import ModelSchema
 from cloister.errors import MalformedInput, WorkerLost
 from cloister.serve.sandbox.plan import NO_SANDBOX, SandboxPlan, SandboxState
 
@@ -163,6 +164,11 @@ class Confined(msgspec.Struct, tag="confined", array_like=True, frozen=True):
 
 class Loaded(msgspec.Struct, tag="loaded", array_like=True, frozen=True):
     """Worker to frontend, once: the handler is ready."""
+
+    form: ModelSchema | None = None
+    """The model's inputs and outputs, where an engine serves it without a handler."""
+    capacity: Annotated[int, msgspec.Meta(ge=0, le=1 << 16)] = 0
+    """How many requests it wants at a time; 0 leaves that to the batch size."""
 
 
 class LoadFailed(msgspec.Struct, tag="load-failed", array_like=True, frozen=True):

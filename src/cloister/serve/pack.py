@@ -43,7 +43,7 @@ def pack_archive(
     *,
     name: str,
     version: str,
-    handler: Path | str,
+    handler: Path | str = "",
     serialized_file: Path | None = None,
     model_file: Path | None = None,
     extra_files: Sequence[Path] = (),
@@ -57,7 +57,8 @@ def pack_archive(
 
     Args:
         target: the file to write; the folder to make for ``no-archive``.
-        handler: a file, a file with ``:function`` after it, or the bare name of a built-in handler.
+        handler: a file, a file with ``:function`` after it, or the bare name of a built-in handler; empty
+            where the settings name an engine.
         extra_files: files, or folders that are packed with all that is in them.
         archive_format: ``default``, ``zip-store``, ``tgz`` or ``no-archive``.
         created: written into the manifest; now if not given.
@@ -133,6 +134,8 @@ def _walk(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _split_handler(handler: Path | str) -> tuple[Path | None, str]:
     text = str(handler)
+    if not text:
+        return None, ""
     if text in BUILT_IN_HANDLERS:
         return None, text
     file, _, function = text.partition(":") if isinstance(handler, str) else (text, "", "")

@@ -16,6 +16,7 @@ from typing import IO
 
 import msgspec
 
+from cloister.engines.spec import SERVED_KEY
 from cloister.errors import ConfigError, MalformedInput, ModelNotFound
 from cloister.serve.archive import (
     MAX_MEMBERS,
@@ -145,10 +146,11 @@ class PlainStore:
             try:
                 described = content.describe()
                 model = described.manifest.model
+                served = SERVED_KEY in described.settings
                 model = msgspec.structs.replace(
                     model,
                     model_name=model_name or model.model_name,
-                    handler=handler or model.handler or self._default_handler,
+                    handler=handler or model.handler or ("" if served else self._default_handler),
                 )
                 manifest = msgspec.structs.replace(
                     described.manifest, model=model, runtime=runtime or described.manifest.runtime

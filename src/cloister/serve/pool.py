@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from cloister.engines.schema import ModelSchema
 from cloister.errors import CloisterError, WorkerLost
 from cloister.serve.log import log
 from cloister.serve.memory_watch import available_bytes
@@ -58,6 +59,8 @@ class Pool:
         self._on_lost = on_lost
         self._on_hopeless = on_hopeless
         self._clock = clock
+        self.schema: ModelSchema | None = None
+        """The model's inputs and outputs, as its workers know them; None where a handler decides."""
         self._sandbox = ""
         """What confines the workers here, all of them alike; empty before the first."""
         self._spares: list[Seat] = []
@@ -237,6 +240,9 @@ class Pool:
                 worker.kill("it is confined otherwise than the ones before")
                 raise WorkerLost(f"worker of {self.spec.name}: {worker.reason}")
             self._sandbox = worker.state
+            seat.widen(worker.capacity)
+            if worker.schema is not None:
+                self.schema = worker.schema
             if worker.ended:  # between its word that it is ready and this line
                 raise WorkerLost(f"worker of {self.spec.name}: {worker.reason}")
             seat.load_s = time.time() - seat.started

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import cloister
+from cloister.engines.schema import ModelSchema, check_schema
 from cloister.errors import MalformedInput, ModelFailed, WorkerLost
 from cloister.serve.frames import (
     MAX_ANSWER_BYTES,
@@ -45,6 +46,8 @@ _BOOTSTRAP = (
 OUT_OF_MEMORY_EXIT = 86
 """A worker's exit code after a memory error that it could not go on from."""
 ANYWHERE = Place()
+MAX_REASON = 1000
+"""Characters of a reason: what was found, and the schema that was expected."""
 LEAVE_S = 5.0
 TERMINATE_S = 2.0
 
@@ -92,6 +95,10 @@ class WorkerProcess(asyncio.Protocol):
         self.round_trip_s = 0.0
         self.state = ""
         """What confines it, as it said itself before it loaded any of the model's code."""
+        self.schema: ModelSchema | None = None
+        """The model's inputs and outputs, as far as an engine serves it without a handler."""
+        self.capacity = 0
+        """How many requests it wants at a time; 0 leaves that to the batch size."""
         self._oom_kills: int | None = None
 
     @property
@@ -223,6 +230,9 @@ class WorkerProcess(asyncio.Protocol):
 
     def _finish_load(self, message: Loaded | LoadFailed) -> None:
         if isinstance(message, Loaded):
+            if message.form is not None:
+                check_schema(message.form)
+            self.schema, self.capacity = message.form, message.capacity
             self._loaded.set_result(None)
         else:
             text = describe_fault(message.fault, show_text=self._show_text)
@@ -273,7 +283,7 @@ def describe_fault(fault: Fault, *, show_text: bool) -> str:
     Args:
         show_text: add the exception's text; open mode only.
     """
-    reason = fault.reason[:200] if fault.reason.isprintable() else "Prediction failed"
+    reason = fault.reason[:MAX_REASON] if fault.reason.isprintable() else "Prediction failed"
     details = []
     if fault.exception.isidentifier() and len(fault.exception) <= 64:
         details.append(fault.exception)

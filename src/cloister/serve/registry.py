@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from cloister.engines.spec import parse_spec
 from cloister.errors import ConfigError, ModelNotFound
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.placement import Placement
@@ -243,6 +244,8 @@ class Registry:
             placement=self._placement,
             warm_spare=settings.warm_spare,
             remote_only=settings.remote_only,
+            direct=None if spec.handler else parse_spec(source.settings),
+            check_bytes=settings.schema_check_bytes,
         )
         if self.tracer is not None:
             self.tracer.attach(supervisor)

@@ -127,6 +127,10 @@ class Seat:
         ahead = int((AHEAD_S + away_s) / self._job_s)
         return batch + (batch if ahead < batch else min(ahead, MAX_WINDOW)) - len(self.sent)
 
+    def widen(self, capacity: int) -> None:
+        """Give it at least so many requests at a time."""
+        self._batch_size = max(self._batch_size, min(capacity, MAX_WINDOW))
+
     def give(self, jobs: list[Job], now: float, *, alone: bool = False) -> None:
         """Hand over requests, in one frame, or several where their bodies are large."""
         sent, numbers = self.sent, self._numbers

@@ -8,27 +8,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from cloister.errors import MalformedInput
 from cloister.serve.batching import run_in_halves
 from cloister.serve.frames import (
-    FRAME_BYTES,
-    MAX_ANSWER_BYTES,
-    AnswerItem,
-    Answers,
     Cancel,
     Fault,
     Frame,
     FrameSocket,
-    HeadEncoder,
     MetricSample,
     Predict,
     Stop,
     ToWorker,
 )
-from cloister.serve.handler import Handler, Outcome
+from cloister.serve.handler import Outcome
 from cloister.serve.incoming import Incoming, Intake
+from cloister.serve.outbox import Outbox
 
 FLUSH_S = 0.001
 """Answers wait at most this long, and one batch, for others of the same frame."""
@@ -37,7 +34,16 @@ POLL_S = 0.005
 GONE = 499
 """Status for a request that was not computed because its caller has gone; nobody sees it."""
 
-_TOO_LARGE = Outcome(503, fault=Fault("The model's answer is too large"))
+
+class Runner(Protocol):
+    """What computes a connection's requests: a handler, or an engine without one."""
+
+    part_sink: Callable[[Incoming, Outcome], None] | None
+    inference_s: float
+    """Time in the model; whoever reads it sets it back."""
+    calls: int
+
+    def run(self, requests: Sequence[Incoming]) -> list[Outcome]: ...
 
 
 class Session:
@@ -46,7 +52,7 @@ class Session:
     def __init__(
         self,
         frames: FrameSocket[ToWorker],
-        handler: Handler,
+        handler: Runner,
         *,
         batch_size: int,
         idempotent: bool,
@@ -58,7 +64,7 @@ class Session:
         self._idempotent = idempotent
         self._clock = clock
         self._intake = Intake()
-        self._encode_head = HeadEncoder()
+        self._outbox = Outbox(frames)
         self._waiting: deque[Incoming] = deque()
         self._cancelled: set[int] = set()
         self._batch: list[int] = []
@@ -146,35 +152,15 @@ class Session:
         """Send the answers that there are, in one frame, or several where their bodies are large."""
         self._flushed = self._clock()
         done, self._done = self._done, []
-        total = first = 0
-        for place, (_, outcome) in enumerate(done):
-            total += len(outcome.body)
-            if total > FRAME_BYTES and place > first:
-                self._write(done[first:place])
-                first, total = place, len(outcome.body)
         if done:
-            self._write(done[first:])
-
-    def _write(self, done: list[tuple[int, Outcome]]) -> None:
-        heads: list[bytes] = []
-        places: dict[int, int] = {}
-        items: list[AnswerItem] = []
-        bodies: list[bytes] = []
-        for number, outcome in done:
-            if len(outcome.body) > MAX_ANSWER_BYTES:
-                outcome = _TOO_LARGE
-            headers = outcome.headers
-            place = places.get(id(headers))
-            if place is None:
-                place = places[id(headers)] = len(heads)
-                heads.append(self._encode_head(headers))
-            body = outcome.body
-            items.append(AnswerItem(number, outcome.status, place, len(body), outcome.fault))
-            bodies.append(body)
-        handler = self._handler
-        answers = Answers(heads, items, handler.inference_s, handler.calls, self._take_metrics())
-        handler.inference_s, handler.calls = 0.0, 0
-        self._frames.write(answers, bodies)
+            handler = self._handler
+            self._outbox.send(
+                done,
+                inference_s=handler.inference_s,
+                calls=handler.calls,
+                metrics=self._take_metrics(),
+            )
+            handler.inference_s, handler.calls = 0.0, 0
 
     def _send_part(self, request: Incoming, outcome: Outcome) -> None:
         """Send a part of one answer now, after the answers before it.
@@ -187,5 +173,4 @@ class Session:
         if self._batch == [request.number] and request.number in self._cancelled:
             raise BrokenPipeError("the caller has gone")
         self._flush()
-        item = AnswerItem(request.number, outcome.status, 0, len(outcome.body), outcome.fault, more=True)
-        self._frames.write(Answers([self._encode_head(outcome.headers)], [item]), [outcome.body])
+        self._outbox.send_part(request.number, outcome)

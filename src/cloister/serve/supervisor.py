@@ -16,7 +16,10 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from cloister.errors import Overloaded, WorkerLost
+from cloister.engines.schema import ModelSchema
+from cloister.engines.spec import ServedSpec
+from cloister.errors import MalformedInput, Overloaded, WorkerLost
+from cloister.serve.direct.gate import DEFAULT_CHECK_BYTES, InputGate
 from cloister.serve.frames import Headers
 from cloister.serve.jobs import (
     DEFAULT_PRIORITY,
@@ -64,6 +67,8 @@ class Supervisor:
         warm_spare: bool = False,
         remote_only: bool = False,
         autoscaler: Autoscaler | None = None,
+        direct: ServedSpec | None = None,
+        check_bytes: int = DEFAULT_CHECK_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.spec = spec
@@ -97,6 +102,12 @@ class Supervisor:
         )
         self._seats = self._pool.seats
         self._sequences = Sequences(config, clock) if config.stateful else None
+        self.direct = direct
+        """How an engine serves the model without a handler; None where it has one."""
+        self._check_bytes = check_bytes
+        self._gate: InputGate | None = None
+        if direct is not None and direct.engine.form is not None:
+            self._open_gate(direct.engine.form)
 
     @property
     def ready(self) -> bool:
@@ -119,6 +130,11 @@ class Supervisor:
         return self._pool.sandbox
 
     @property
+    def schema(self) -> ModelSchema | None:
+        """The model's inputs and outputs; None where a handler decides what it takes."""
+        return None if self._gate is None else self._gate.schema
+
+    @property
     def queued(self) -> int:
         """How many requests no worker has yet."""
         return self._queue.count if self._sequences is None else self._sequences.waiting
@@ -139,6 +155,8 @@ class Supervisor:
             ModelFailed, WorkerLost: they could not be made ready.
         """
         await self._pool.start()
+        if self._pool.schema is not None:
+            self._open_gate(self._pool.schema)
         self._watch = asyncio.get_running_loop().call_later(CHECK_S, self._check)
 
     def submit(self, job: Job) -> None:
@@ -146,7 +164,11 @@ class Supervisor:
 
         Raises:
             Overloaded: the queue is full, no worker is to be had, or the model is being stopped.
+            MalformedInput: the inputs are not the model's, as far as that can be told here.
         """
+        gate = self._gate
+        if gate is not None:
+            self._check_inputs(gate, job)
         now = self._clock()
         queue = self._queue
         if queue.count >= self._room or self._stopping or not self._seats:
@@ -257,6 +279,18 @@ class Supervisor:
         (self._suspects if job.attempts >= SUSPECT_ATTEMPTS else self._queue).drop(job)
 
     # Between the queue and the workers.
+
+    def _open_gate(self, schema: ModelSchema) -> None:
+        pictures = self.direct is not None and self.direct.input.image is not None
+        self._gate = InputGate(schema, most_bytes=self._check_bytes, pictures=pictures)
+
+    def _check_inputs(self, gate: InputGate, job: Job) -> None:
+        """Refuse inputs that are not the model's before a worker has them."""
+        try:
+            gate.check(job.headers, job.body)
+        except MalformedInput:
+            self.stats.count(400, 0.0)
+            raise
 
     def _check_room(self, now: float) -> None:
         """The queue looks full, or something else is not as usual."""

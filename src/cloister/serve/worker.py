@@ -14,9 +14,11 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloister.crypto.locked import forbid_dumps
 from cloister.errors import CloisterError, MalformedInput, WorkerLost
+from cloister.serve.direct.described import read_spec
 from cloister.serve.frames import Confined, Fault, FrameSocket, Load, Loaded, LoadFailed, ToWorker
 from cloister.serve.handler import Handler, describe_failure
 from cloister.serve.hardening import die_with_parent
@@ -24,6 +26,9 @@ from cloister.serve.loading import load_handler
 from cloister.serve.process import OUT_OF_MEMORY_EXIT
 from cloister.serve.sandbox.confine import confine
 from cloister.serve.session import Session
+
+if TYPE_CHECKING:
+    from cloister.serve.direct.model import DirectModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,18 +58,22 @@ def _serve(frames: FrameSocket[ToWorker]) -> int:
     if first is None or not isinstance(first[0], Load):
         return 1
     load = first[0]
-    handler = _load(frames, load)
-    if handler is None:
+    model = _load(frames, load)
+    if model is None:
         return 1
     # What loading made stays: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
+    if not isinstance(model, Handler):
+        from cloister.serve.direct.session import serve_direct
+
+        return serve_direct(frames, model, load)
     frames.write(Loaded())
-    return Session(frames, handler, batch_size=load.batch_size, idempotent=load.idempotent).run()
+    return Session(frames, model, batch_size=load.batch_size, idempotent=load.idempotent).run()
 
 
-def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | None:
-    """The handler, or None after telling the frontend why there is none."""
+def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | DirectModel | None:
+    """The handler, or the model that needs none; None after telling the frontend why there is none."""
     try:
         if load.cores:
             os.sched_setaffinity(0, load.cores)
@@ -79,6 +88,13 @@ def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | None:
         os.chdir(load.model_dir)
         if not load.protected:
             logging.basicConfig(level=logging.INFO, format=f"{load.name} %(levelname)s %(message)s")
+        spec = None if load.handler else read_spec(Path(load.model_dir))
+        if spec is not None:
+            # Imported here: it needs numpy, which a handler need not.
+            from cloister.serve.direct.model import load_direct
+
+            folder = Path(load.model_dir)
+            return load_direct(folder, spec, threads=load.threads, show_text=not load.protected)
         return load_handler(
             Path(load.model_dir),
             load.handler,

@@ -52,7 +52,8 @@ result = session.run(None, {"x": np.ones((3, 4, 5), "f")})[0].shape == (3, 4, 5)
 """,
     "openvino": """
 import numpy as np
-import openvino
+from cloister.engines.openvino import import_openvino
+openvino = import_openvino()
 from openvino import opset13
 value = opset13.parameter([2, 300], np.float32)
 model = openvino.Model([opset13.relu(opset13.matmul(value, np.ones((300, 4), "f"), False, False))], [value])

@@ -145,17 +145,23 @@ def server_metadata() -> dict[str, Any]:
 
 
 def model_metadata(registry: Registry, model: Model) -> dict[str, Any]:
-    """What ``GET /v2/models/{m}`` says: as much as the archive's settings declare."""
+    """What ``GET /v2/models/{m}`` says: the engine's own tensors, or as much as the archive declares."""
     declared = model.source.settings.get(SETTINGS_KEY)
     declared = declared if isinstance(declared, Mapping) else {}
     platform = declared.get("platform", "")
-    return {
+    found: dict[str, Any] = {
         "name": model.name,
         "versions": [item.version for item in registry.versions(model.name)],
         "platform": platform if isinstance(platform, str) else "",
         "inputs": _tensors(declared.get("inputs")),
         "outputs": _tensors(declared.get("outputs")),
     }
+    schema, direct = model.supervisor.schema, model.supervisor.direct
+    if schema is not None:
+        found.update(msgspec.to_builtins(schema))
+    if direct is not None and not found["platform"]:
+        found["platform"] = direct.engine.kind
+    return found
 
 
 def _tensors(listed: Any) -> list[dict[str, Any]]:

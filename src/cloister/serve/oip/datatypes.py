@@ -22,17 +22,16 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cloister.errors import MalformedInput
+from cloister.serve.oip.nested import MAX_DIMENSIONS, flatten
 
 Array = NDArray[Any]
 
-MAX_DIMENSIONS = 32
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype("u1"),
@@ -97,24 +96,6 @@ def parse_shape(value: Any) -> list[int]:
     return list(shape)
 
 
-def flatten(data: Any) -> tuple[list[Any], list[int]]:
-    """All elements of nested lists in row-major order, and the lists' lengths by depth.
-
-    Raises:
-        MalformedInput: lists of different lengths beside each other, or too deep.
-    """
-    flat = list(data) if isinstance(data, list | tuple) else [data]
-    lengths = [len(flat)]
-    while flat and isinstance(flat[0], list | tuple):
-        if len(lengths) == MAX_DIMENSIONS:
-            raise MalformedInput("data is nested too deeply")
-        if not set(map(type, flat)) <= {list, tuple} or len(set(map(len, flat))) != 1:
-            raise MalformedInput("data is not a regular array")
-        lengths.append(len(flat[0]))
-        flat = list(chain.from_iterable(flat))
-    return flat, lengths
-
-
 def decode_json(datatype: str, shape: Sequence[int], data: Any) -> Array:
     """An array from JSON's nested or flat lists.
 
@@ -123,6 +104,17 @@ def decode_json(datatype: str, shape: Sequence[int], data: Any) -> Array:
     """
     flat, _ = flatten(data)
     return _reshape(_convert(datatype, flat), shape)
+
+
+def decode_nested(datatype: str, data: Any) -> Array:
+    """An array from JSON's nested lists, which say its shape themselves.
+
+    Raises:
+        MalformedInput: no regular array, or elements of another type.
+    """
+    flat, lengths = flatten(data)
+    array = _convert(datatype, flat)
+    return array.reshape(lengths if isinstance(data, list | tuple) else ())
 
 
 def decode_raw(datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> Array:

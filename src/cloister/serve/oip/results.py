@@ -28,8 +28,8 @@ from cloister.serve.oip.datatypes import (
     decode_json,
     encode_json,
     encode_raw,
-    flatten,
 )
+from cloister.serve.oip.nested import flatten
 
 DEFAULT_NAME = "output-0"
 

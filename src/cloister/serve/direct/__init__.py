@@ -1,0 +1,1 @@
+"""Models that are served by an engine, without a handler of their own."""

@@ -1,0 +1,120 @@
+"""Pictures as arrays, against the built-in handler's transforms, which are checked against torchvision's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloister.engines.schema import TensorSpec
+from cloister.engines.spec import ImageSpec
+from cloister.errors import ConfigError, MalformedInput, MissingDependencyError
+from cloister.serve.direct.pictures import PictureReader, is_picture
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+FLOATS = TensorSpec("x", "FP32", (-1, 3, 224, 224))
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def picture(width: int, height: int, mode: str = "RGB", kind: str = "PNG") -> bytes:
+    pixels = np.random.default_rng(5).integers(0, 256, (height, width, 3), np.uint8)
+    pixels = np.asarray(Image.fromarray(pixels).resize((width, height)))
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 500), (256, 256), (224, 224), (101, 2000)])
+def test_as_torchvision_does(size: tuple[int, int]) -> None:
+    """Resize, crop and normalize as the built-in image classifier, to one step of 255."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    from cloister.serve.torchserve.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+    content = picture(*size)
+    steps = Compose([Resize(256), CenterCrop(224), ToTensor(), Normalize(mean=MEAN, std=STD)])
+    expected = steps(Image.open(io.BytesIO(content))).numpy()
+    found = PictureReader(ImageSpec(resize=256, crop=224, mean=MEAN, std=STD), FLOATS).read(content)
+    assert found.shape == (1, 3, 224, 224)
+    assert found.flags.c_contiguous
+    difference = np.abs(found[0] - expected)
+    assert difference.max() < 1.01 / 255 / min(STD)
+    assert difference.mean() < 0.3 / 255 / min(STD)  # of noise, which is the worst case
+
+
+@pytest.mark.parametrize(
+    ("spec", "tensor", "shape", "dtype"),
+    [
+        (ImageSpec(layout="nhwc"), TensorSpec("x", "UINT8", (1, 20, 30, 3)), (1, 20, 30, 3), "uint8"),
+        (ImageSpec(color="gray"), TensorSpec("x", "FP32", (-1, 1, 20, 30)), (1, 1, 20, 30), "float32"),
+        (ImageSpec(resize=(8, 6)), TensorSpec("x", "FP16", (-1, 3, 8, 6)), (1, 3, 8, 6), "float16"),
+        (ImageSpec(crop=40), TensorSpec("x", "FP32", (-1, 3, 40, 40)), (1, 3, 40, 40), "float32"),
+    ],
+)
+def test_layouts_and_types(spec: ImageSpec, tensor: TensorSpec, shape: tuple[int, ...], dtype: str) -> None:
+    """Channels first or last, gray, of the input's own type; a crop that is too large has a black edge."""
+    row = PictureReader(spec, tensor).read(picture(30, 20))
+    assert (row.shape, row.dtype.name) == (shape, dtype)
+
+
+def test_bgr_is_rgb_backwards() -> None:
+    """The order of channels is the model's."""
+    tensor = TensorSpec("x", "UINT8", (1, 3, 20, 30))
+    rgb = PictureReader(ImageSpec(), tensor).read(picture(30, 20))
+    bgr = PictureReader(ImageSpec(color="bgr"), tensor).read(picture(30, 20))
+    np.testing.assert_array_equal(rgb[:, ::-1], bgr)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_every_mode_is_taken(mode: str) -> None:
+    """Gray, palettes, transparency and print colours become what the model takes."""
+    content = picture(30, 20, mode, "TIFF")
+    assert is_picture(content)
+    assert PictureReader(ImageSpec(), TensorSpec("x", "FP32", (1, 3, 20, 30))).read(content).any()
+
+
+@pytest.mark.parametrize(
+    ("spec", "tensor"),
+    [
+        (ImageSpec(), TensorSpec("x", "FP32", (-1, 8))),
+        (ImageSpec(), TensorSpec("x", "INT64", (-1, 3, 8, 8))),
+        (ImageSpec(mean=(0.5, 0.5)), FLOATS),
+        (ImageSpec(mean=(0.5,)), TensorSpec("x", "UINT8", (1, 3, 8, 8))),
+    ],
+)
+def test_inputs_that_are_not_for_pictures(spec: ImageSpec, tensor: TensorSpec) -> None:
+    """Other shapes and types, and numbers that do not go with the channels, are errors at the start."""
+    with pytest.raises(ConfigError, match=r"input\.image"):
+        PictureReader(spec, tensor)
+
+
+@given(st.binary(max_size=300), st.integers(0, 2000))
+def test_broken_pictures_are_refused(noise: bytes, cut: int) -> None:
+    """Noise, cut-off files and files with a changed middle end in one error."""
+    reader = PictureReader(ImageSpec(), TensorSpec("x", "FP32", (1, 3, 20, 30)))
+    whole = picture(30, 20, kind="JPEG")
+    for content in (noise, whole[:cut], whole[:cut] + noise + whole[cut + len(noise) :]):
+        with contextlib.suppress(MalformedInput):
+            assert reader.read(content).shape[:2] == (1, 3)
+
+
+def test_huge_pictures_are_not_decoded() -> None:
+    """The size that a file claims is looked at first."""
+    header = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + (60_000).to_bytes(4) * 2 + b"\x08\x02\x00\x00\x00"
+    import zlib
+
+    header += zlib.crc32(header[12:]).to_bytes(4) + b"\x00\x00\x00\x00IDAT\x35\xaf\x06\x1e"
+    with pytest.raises(MalformedInput, match="picture"):
+        PictureReader(ImageSpec(), FLOATS).read(header)
+
+
+def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever lacks the package is told what brings it."""
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingDependencyError) as refused:
+        PictureReader(ImageSpec(), FLOATS)
+    assert "cloister[images]" in refused.value.hint
