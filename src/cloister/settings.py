@@ -49,6 +49,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     max_request_bytes: int = 6_553_500
     request_timeout_s: float = 120.0
     startup_timeout_s: float = 120.0
+    frontends: int = 1
+    """Processes that take connections. 1: the server's core does that itself; 2 or more: so many processes do
+    nothing else, and hand requests to the core; 0: one for each eight cores, at most four."""
     max_queue: int = 100
     """Requests waiting per model before new ones are answered 503."""
     worker_threads: int = 0

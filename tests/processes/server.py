@@ -99,6 +99,13 @@ class Server:
 
     def workers(self) -> list[int]:
         """Process numbers of its workers."""
+        return [child for child in self._children() if child not in self.frontends()]
+
+    def frontends(self) -> list[int]:
+        """Process numbers of its frontends."""
+        return [child for child in self._children() if b"frontends.main" in _command(child)]
+
+    def _children(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(child) for child in children]
 
@@ -119,3 +126,11 @@ class Server:
     def _read_errors(self) -> None:
         assert self._process.stderr is not None
         self._errors.extend(self._process.stderr)
+
+
+def _command(pid: int) -> bytes:
+    """The command line of a process; empty if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""

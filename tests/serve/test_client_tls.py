@@ -9,15 +9,14 @@ import pytest
 
 from cloister.errors import ConfigError
 from cloister.serve.client_tls import ask_for_certificates, read_client_ca
+from cloister.serve.identity import make_keys
 from cloister.settings import ServeSettings
 from tests.fakes.authority import Authority
 
 
 def context(serve: ServeSettings) -> ssl.SSLContext:
     """A server's context, after the settings were seen to."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ask_for_certificates(made, serve)
-    return made
+    return ask_for_certificates(make_keys("127.0.0.1").tls, serve).context()
 
 
 def test_modes(tmp_path: Path) -> None:

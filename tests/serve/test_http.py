@@ -18,12 +18,13 @@ from cloister.ohttp.gateway import Gateway
 from cloister.ohttp.replay import render_date
 from cloister.serve.frames import Fault
 from cloister.serve.http import paths
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import parse_nonce
 from cloister.serve.http.gateway import KEY_PROBLEM, GatewayEndpoint
 from cloister.serve.http.messages import Request, Response
 from cloister.serve.http.predictions import check_answer, render_answer
+from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer
 from cloister.serve.registry import Registry
 from cloister.settings import ServeSettings

@@ -22,7 +22,7 @@ def test_tls_serves_the_reported_key() -> None:
     ours, theirs = socket.socketpair()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    server = threading.Thread(target=lambda: keys.tls.wrap_socket(theirs, server_side=True).close())
+    server = threading.Thread(target=lambda: keys.tls.context().wrap_socket(theirs, server_side=True).close())
     server.start()
     with context.wrap_socket(ours) as connection:
         certificate = connection.getpeercert(binary_form=True)

@@ -9,7 +9,7 @@ import pytest
 
 from cloister.errors import ConfigError
 from cloister.serve.address import Address
-from cloister.serve.http.api import Way
+from cloister.serve.http.ways import Way
 from cloister.serve.ports import bind_address, close_socket, open_places, server_tls
 from cloister.settings import ServeSettings
 

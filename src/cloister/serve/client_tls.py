@@ -7,11 +7,13 @@ once, at the start, so that what TLS verifies by is what evidence binds.
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 from cryptography import x509
 
 from cloister.errors import ConfigError
+from cloister.serve.tls import TlsKeys
 from cloister.settings import ServeSettings
 
 
@@ -35,20 +37,22 @@ def read_client_ca(serve: ServeSettings) -> bytes:
     return pem
 
 
-def ask_for_certificates(context: ssl.SSLContext, serve: ServeSettings) -> None:
-    """Have TLS verify client certificates as the settings say; nothing where they say nothing.
+def ask_for_certificates(keys: TlsKeys, serve: ServeSettings) -> TlsKeys:
+    """The keys for TLS that verifies client certificates as the settings say; unchanged if they say nothing.
 
     Raises:
         ConfigError: as ``read_client_ca``.
     """
     pem = read_client_ca(serve)
-    if pem:
-        try:
-            context.load_verify_locations(cadata=pem.decode("ascii"))
-        except (ssl.SSLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot use the certificates of {serve.client_ca}") from error
+    if not pem:
+        return keys
+    try:
         required = serve.client_certificates == "required"
-        context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
+        asking = replace(keys, client_ca=pem.decode("ascii"), client_required=required)
+        asking.context()
+    except (ssl.SSLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot use the certificates of {serve.client_ca}") from error
+    return asking
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -233,7 +233,7 @@ class HeadDecoder:
         return headers
 
 
-def encode_frame(message: ToWorker | FromWorker, bodies: Sequence[bytes] = ()) -> list[bytes]:
+def encode_frame(message: msgspec.Struct, bodies: Sequence[bytes] = ()) -> list[bytes]:
     """The buffers of one frame, to be written in order.
 
     Small bodies come joined with the head into one buffer; a large one is passed on without a copy.

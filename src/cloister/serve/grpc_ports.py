@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from cloister.errors import ConfigError, MissingDependencyError
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
+from cloister.serve.http.ways import Way
 from cloister.serve.log import log
 from cloister.serve.registry import Registry
 from cloister.settings import ServeSettings

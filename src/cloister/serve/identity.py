@@ -1,13 +1,11 @@
 """The keys that a protected server makes at each start and proves in its evidence.
 
-They exist in memory only. Python's ``ssl`` takes a private key from a file alone, so it gets a memfd.
+They exist in memory only.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import os
-import ssl
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -24,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from cloister.crypto.hpke import Kem
 from cloister.ohttp.gateway import Gateway
+from cloister.serve.tls import TlsKeys
 
 VALIDITY = timedelta(days=365)
 _CLOCK_SKEW = timedelta(minutes=5)
@@ -41,7 +40,7 @@ class TlsPair:
 class ServerKeys:
     """TLS key (inside ``tls``) and OHTTP key of one run of the server."""
 
-    tls: ssl.SSLContext
+    tls: TlsKeys
     tls_spki: bytes
     """SubjectPublicKeyInfo (DER): what callers pin after they have verified evidence over it."""
     gateway: Gateway
@@ -73,7 +72,7 @@ def make_keys(host: str, now: datetime | None = None, *, kem: Kem = Kem.X25519_H
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _self_sign(key, host, now or datetime.now(UTC))
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return ServerKeys(_tls_context(key, certificate), spki, Gateway.generate(kem), key, certificate)
+    return ServerKeys(_tls_keys(key, certificate), spki, Gateway.generate(kem), key, certificate)
 
 
 def _self_sign(key: ec.EllipticCurvePrivateKey, host: str, now: datetime) -> x509.Certificate:
@@ -104,17 +103,6 @@ def _alternative_names(host: str) -> list[x509.GeneralName]:
     return names if extra in names else [*names, extra]
 
 
-def _tls_context(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.set_alpn_protocols(["http/1.1"])
+def _tls_keys(key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> TlsKeys:
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    pem += certificate.public_bytes(Encoding.PEM)
-    descriptor = os.memfd_create("cloister-tls", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        os.pwrite(descriptor, bytes(len(pem)), 0)
-    finally:
-        os.close(descriptor)
-    return context
+    return TlsKeys(pem + certificate.public_bytes(Encoding.PEM), minimum="TLSv1_3")

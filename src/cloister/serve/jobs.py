@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -111,7 +111,7 @@ async def whole_answer(submit: Callable[[Job], None], job: Job) -> Answer:
     return Answer(parts[0].status, parts[0].headers, b"".join(part.body for part in parts))
 
 
-async def answer_parts(submit: Callable[[Job], None], job: Job) -> AsyncIterator[Answer]:
+async def answer_parts(submit: Callable[[Job], None], job: Job) -> AsyncGenerator[Answer]:
     """Submit ``job`` and yield the parts of its answer as they come. Cancels the job when left early."""
     parts: asyncio.Queue[Answer] = asyncio.Queue()
     job.deliver = lambda _, answer: parts.put_nowait(answer)

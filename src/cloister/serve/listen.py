@@ -9,10 +9,9 @@ import functools
 import gc
 import resource
 import socket
-import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
 
@@ -21,6 +20,10 @@ from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.front import IDLE_S, Front
 from cloister.serve.http.protocol import HotProtocol
+from cloister.serve.tls import TlsKeys
+
+if TYPE_CHECKING:
+    from cloister.serve.http.api import Api
 
 BACKLOG = 2048
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -32,7 +35,7 @@ class Listener:
 
     socket: socket.socket
     app: AsgiApp
-    tls: ssl.SSLContext | None = None
+    tls: TlsKeys | None = None
 
     @property
     def url(self) -> str:
@@ -54,13 +57,22 @@ class _Server(uvicorn.Server):
 
 
 class Listeners:
-    """All ports of a server, opened and closed together."""
+    """All ports of a process, opened and closed together.
+
+    Args:
+        fronts: what decides about requests at each of them; empty leaves that to their applications' ``Api``.
+    """
 
     def __init__(
-        self, listeners: Sequence[Listener], *, drain_s: float, access_log: AccessLog | None = None
+        self,
+        listeners: Sequence[Listener],
+        *,
+        drain_s: float,
+        access_log: AccessLog | None = None,
+        fronts: Sequence[Front] = (),
     ) -> None:
         self._listeners = listeners
-        self._fronts = [_front(item.app) for item in listeners]
+        self._fronts = fronts or [make_front(item.app) for item in listeners]
         for item, front in zip(listeners, self._fronts, strict=True):
             item.app.access_log = front.access_log = access_log
         self._servers = [
@@ -139,8 +151,9 @@ def keep_large_buffers() -> None:
         library.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
-def _front(app: AsgiApp) -> Front:
-    return Front(app.api, app.way, body_timeout_s=app.body_timeout_s)
+def make_front(app: AsgiApp) -> Front:
+    """What decides about requests at the port of ``app``, whose ``Api`` is the core's."""
+    return Front(cast("Api", app.api), app.way, body_timeout_s=app.body_timeout_s)
 
 
 def _configure(item: Listener, front: Front, drain_s: float) -> uvicorn.Config:
@@ -159,5 +172,5 @@ def _configure(item: Listener, front: Front, drain_s: float) -> uvicorn.Config:
         timeout_graceful_shutdown=int(drain_s),
     )
     config.load()
-    config.ssl = item.tls
+    config.ssl = item.tls.context() if item.tls else None
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from typing import Any
@@ -31,3 +32,8 @@ def configure_log(level: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [logging.NullHandler()]
         logger.propagate = False
+
+
+def log_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """For an event loop, whose own report prints tracebacks, which can hold what a caller sent."""
+    log.error("event loop fault", exception=type(context.get("exception")).__name__)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
-import ssl
 import stat
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,10 +13,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cloister.errors import ConfigError
 from cloister.serve.address import Address, parse_address
 from cloister.serve.client_tls import ask_for_certificates
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.asgi import AsgiApp
+from cloister.serve.http.ways import Way
 from cloister.serve.listen import Listener, bind
 from cloister.serve.log import log
+from cloister.serve.tls import TlsKeys
 from cloister.settings import ServeSettings
 
 OPEN_PORT = 8080
@@ -98,31 +98,25 @@ def close_socket(sock: socket.socket, address: Address) -> None:
             Path(address.path).unlink()
 
 
-def server_tls(serve: ServeSettings) -> ssl.SSLContext:
-    """TLS 1.2 or newer under the configured certificate: PEM files, or a PKCS #12 keystore.
+def server_tls(serve: ServeSettings) -> TlsKeys:
+    """The configured key and certificate, for TLS 1.2 or newer: PEM files, or a PKCS #12 keystore.
 
     Raises:
         ConfigError: there is none, or it cannot be used.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
     try:
         if serve.keystore:
-            _load_pem(context, _read_keystore(Path(serve.keystore), serve.keystore_password))
+            keys = TlsKeys(_read_keystore(Path(serve.keystore), serve.keystore_password))
         elif serve.certificate and serve.private_key:
-            context.load_cert_chain(serve.certificate, serve.private_key, password=_no_password)
+            parts = (Path(serve.private_key).read_bytes(), Path(serve.certificate).read_bytes())
+            keys = TlsKeys(b"\n".join(parts))
         else:
             raise ConfigError("an address is https, and serve.certificate and serve.private_key are not set")
+        keys.context()
     except (OSError, ValueError) as error:
         where = serve.keystore or serve.certificate
         raise ConfigError(f"cannot use the certificate of {where} and its key: {error}") from error
-    ask_for_certificates(context, serve)
-    return context
-
-
-def _no_password() -> str:
-    raise ValueError("the private key is encrypted, and there is nobody to ask for its password")
+    return ask_for_certificates(keys, serve)
 
 
 def _read_keystore(file: Path, password: str) -> bytes:
@@ -131,17 +125,6 @@ def _read_keystore(file: Path, password: str) -> bytes:
         raise ValueError("no key entry in the keystore")
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return pem + b"".join(item.public_bytes(Encoding.PEM) for item in (certificate, *others))
-
-
-def _load_pem(context: ssl.SSLContext, pem: bytes) -> None:
-    """From memory: Python's ``ssl`` reads keys from files only, and a decrypted one belongs on no disk."""
-    descriptor = os.memfd_create("cloister-keystore", os.MFD_CLOEXEC)
-    try:
-        os.write(descriptor, pem)
-        context.load_cert_chain(f"/proc/self/fd/{descriptor}")
-        os.pwrite(descriptor, bytes(len(pem)), 0)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_stale(path: Path) -> None:

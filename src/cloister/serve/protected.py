@@ -11,15 +11,17 @@ from cloister.errors import ConfigError
 from cloister.ohttp.gateway import Gateway
 from cloister.serve.client_tls import ask_for_certificates
 from cloister.serve.grpc_ports import open_grpc
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.evidence import EvidenceEndpoint
 from cloister.serve.http.gateway import GatewayEndpoint
-from cloister.serve.identity import OHTTP_KEMS, ServerKeys, make_keys
+from cloister.serve.http.ways import Way
+from cloister.serve.identity import OHTTP_KEMS, make_keys
 from cloister.serve.listen import Listener, bind
 from cloister.serve.log import log
 from cloister.serve.registry import Registry
 from cloister.serve.sources import parse_wanted
+from cloister.serve.tls import TlsKeys
 from cloister.serve.unlock import SealedStore
 from cloister.settings import ServeSettings, Settings, settings_digest
 
@@ -43,8 +45,8 @@ async def start_protected(
         CloisterError: any of these failed; nothing is served.
     """
     keys = make_keys(settings.serve.host, kem=OHTTP_KEMS[settings.serve.ohttp_kem])
-    ask_for_certificates(keys.tls, settings.serve)
-    listeners = _bind_listeners(settings.serve, api, keys, stack)
+    tls = ask_for_certificates(keys.tls, settings.serve)
+    listeners = _bind_listeners(settings.serve, api, tls, stack)
     digest = settings_digest(settings)
     attester = pick_attester(settings.attest, mr_config_id=digest)
     store = SealedStore(settings.serve, attester)
@@ -96,21 +98,20 @@ async def keep_rotating(gateway: Gateway, every_s: float) -> None:
         gateway.drop_former()
 
 
-def _bind_listeners(
-    serve: ServeSettings, api: Api, keys: ServerKeys, stack: AsyncExitStack
-) -> list[Listener]:
+def _bind_listeners(serve: ServeSettings, api: Api, tls: TlsKeys, stack: AsyncExitStack) -> list[Listener]:
     ports = (
-        (serve.https_port, Way.TLS, keys.tls),
+        (serve.https_port, Way.TLS, tls),
         (serve.http_port, Way.PLAIN, None),
-        (serve.management_port, Way.MANAGEMENT, keys.tls),
-        (serve.metrics_port, Way.METRICS, keys.tls),
+        (serve.management_port, Way.MANAGEMENT, tls),
+        (serve.metrics_port, Way.METRICS, tls),
     )
     listeners = []
-    for port, way, tls in ports:
+    for port, way, of_port in ports:
         if port:
             sock = bind(serve.host, port)
             stack.callback(sock.close)
-            listeners.append(Listener(sock, AsgiApp(api, way, body_timeout_s=serve.request_timeout_s), tls))
+            app = AsgiApp(api, way, body_timeout_s=serve.request_timeout_s)
+            listeners.append(Listener(sock, app, of_port))
     if not any(item.app.way in (Way.TLS, Way.PLAIN) for item in listeners):
         raise ConfigError("serve.https_port and serve.http_port are both 0: nobody could reach the server")
     return listeners

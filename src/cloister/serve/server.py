@@ -8,7 +8,6 @@ import signal
 import sys
 from contextlib import AsyncExitStack, ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import uvloop
 
@@ -16,12 +15,13 @@ from cloister.crypto.locked import forbid_dumps
 from cloister.errors import ConfigError
 from cloister.serve.control import ModelControl
 from cloister.serve.faults import report_crashes_without_content
+from cloister.serve.frontends.group import KEPT_WAYS, Frontends, count_frontends
 from cloister.serve.grpc_ports import open_grpc, refuse_tracing
 from cloister.serve.hardening import refuse_unmeasured_inputs, swap_areas
 from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.api import Api
 from cloister.serve.listen import Listeners
-from cloister.serve.log import configure_log, log
+from cloister.serve.log import configure_log, log, log_fault
 from cloister.serve.plain_store import PlainStore
 from cloister.serve.ports import open_ports
 from cloister.serve.registry import Registry
@@ -70,15 +70,10 @@ def _warn_of_swap() -> None:
         log.warning("swap is on: what is in memory may be written to it", areas=areas)
 
 
-def _log_fault(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """The event loop's own report prints tracebacks, which can hold what a caller sent."""
-    log.error("event loop fault", exception=type(context.get("exception")).__name__)
-
-
 async def _run_until_signal(settings: Settings, announce: str) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_log_fault)
+    loop.set_exception_handler(log_fault)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
@@ -124,9 +119,16 @@ async def _start(settings: Settings, stack: AsyncExitStack) -> str:
         await _load_open(serve, control)
         await open_grpc(serve, api, registry, stack, drain_s=DRAIN_S)
     access_log = AccessLog() if serve.access_log else None
-    ports = Listeners(listeners, drain_s=DRAIN_S, access_log=access_log)
+    frontends = count_frontends(serve)
+    handed = [item for item in listeners if frontends > 1 and item.app.way not in KEPT_WAYS]
+    kept = [item for item in listeners if item not in handed]
+    ports = Listeners(kept, drain_s=DRAIN_S, access_log=access_log)
     await ports.start()
     stack.push_async_callback(ports.stop)
+    if handed:
+        processes = Frontends(handed, serve, count=frontends, drain_s=DRAIN_S, access_log=access_log)
+        await processes.start()
+        stack.push_async_callback(processes.stop)
     if serve.worker_port:
         stack.callback(hosts.hold)
     names = ", ".join(f"{model.name} {model.version}" for model in registry) or "no model"

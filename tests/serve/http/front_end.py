@@ -12,11 +12,16 @@ import uvloop
 
 from cloister.errors import Overloaded
 from cloister.serve.frames import Headers
+from cloister.serve.frontends.desk import Desk
+from cloister.serve.frontends.frames import PortSpec, Start
+from cloister.serve.frontends.link import Link
+from cloister.serve.frontends.main import open_relay
 from cloister.serve.http import paths
-from cloister.serve.http.api import Way
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.cors import Cors
+from cloister.serve.http.front import Front
 from cloister.serve.http.messages import Request, Response, error_response
+from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer, Job
 from cloister.serve.listen import Listener, Listeners, bind
 from cloister.serve.stats import ModelStats
@@ -78,7 +83,7 @@ class FakeApi:
         self.traced.append(status)
 
     def body_limit(self, path: str) -> int:
-        return LIMIT + 10_000 if path == paths.GATEWAY else LIMIT
+        return LIMIT + (1 << 17) if path == paths.GATEWAY else LIMIT
 
     def admit(self, way: Way, supervisor: Any, headers: Headers, certificate: bytes = b"") -> Response | None:
         return self.refused
@@ -151,14 +156,23 @@ class Wire:
 class FrontEnd:
     """The listener and its fakes."""
 
-    def __init__(self, api: FakeApi, listeners: Listeners, port: int) -> None:
+    def __init__(self, api: FakeApi, listeners: Listeners, port: int, deciding: Front) -> None:
         self.api, self.listeners, self.port = api, listeners, port
         self.model = api.model
+        self.deciding = deciding
+        """What decides about heads; of the core where requests are handed over."""
         self._wires: list[Wire] = []
 
     @property
     def front(self) -> Any:
+        """What reads the connections."""
         return self.listeners._fronts[0]
+
+    def use_cors(self, cors: Cors) -> None:
+        """Say this to pages."""
+        self.api.cors = cors
+        for item in self.listeners._listeners:
+            item.app.api.cors = cors  # type: ignore[misc]
 
     async def connect(self) -> Wire:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -172,21 +186,69 @@ class FrontEnd:
         await self.listeners.stop()
 
 
+HANDED = False
+"""Whether ``front_end`` puts the hand-over of a frontend process between the listener and the fakes."""
+
+
 @contextlib.asynccontextmanager
 async def front_end(
     *, way: Way = Way.OPEN, body_timeout_s: float = 5.0, access_log: Any = None
 ) -> AsyncIterator[FrontEnd]:
     """A listener on a free port."""
-    api = FakeApi()
+    api: Any = FakeApi()
     sock: socket.socket = bind("127.0.0.1", 0)
-    app = AsgiApp(api, way, body_timeout_s=body_timeout_s)  # type: ignore[arg-type]
-    listeners = Listeners([Listener(sock, app)], drain_s=5.0, access_log=access_log)
-    await listeners.start()
-    end = FrontEnd(api, listeners, sock.getsockname()[1])
-    try:
-        yield end
-    finally:
-        await end.close()
+    port = sock.getsockname()[1]
+    async with contextlib.AsyncExitStack() as stack:
+        if HANDED:
+            deciding = Front(api, way, body_timeout_s=body_timeout_s)
+            deciding.access_log = access_log
+            deciding.start()
+            stack.callback(deciding.stop)
+            link = await _hand_over(deciding, stack)
+            listeners = open_relay(link, _start(sock.detach(), way, body_timeout_s))
+        else:
+            app = AsgiApp(api, way, body_timeout_s=body_timeout_s)
+            listeners = Listeners([Listener(sock, app)], drain_s=5.0, access_log=access_log)
+            deciding = listeners._fronts[0]
+        await listeners.start()
+        end = FrontEnd(api, listeners, port, deciding)
+        try:
+            yield end
+        finally:
+            await end.close()
+
+
+async def _hand_over(front: Front, stack: contextlib.AsyncExitStack) -> Link:
+    """Both ends of a frontend process's socket, in one process; that nothing is left over is seen to."""
+    loop = asyncio.get_running_loop()
+    faults: list[str] = []
+    desk = Desk([front], on_word=lambda _: None, on_broken=faults.append)
+    link = Link(lambda: None)
+    ours, theirs = socket.socketpair()
+    for sock, protocol in ((ours, desk), (theirs, link)):
+        sock.setblocking(False)
+        await loop.create_unix_connection(lambda protocol=protocol: protocol, sock=sock)
+
+    async def end() -> None:
+        await asyncio.sleep(0.05)
+        left = (link.waiting, len(desk.asked), list(faults))
+        desk.close()
+        await asyncio.sleep(0.01)
+        assert left == (0, 0, [])
+
+    stack.push_async_callback(end)
+    return link
+
+
+def _start(fd: int, way: Way, body_timeout_s: float) -> Start:
+    return Start(
+        ports=[PortSpec(fd, way.value)],
+        protected=False,
+        max_request_bytes=LIMIT,
+        body_timeout_s=body_timeout_s,
+        drain_s=5.0,
+        log_level="info",
+    )
 
 
 def run(test: Any) -> None:

@@ -28,11 +28,12 @@ from cloister.policy.requests import WatchedPolicy
 from cloister.serve.access.api_keys import make_api_key
 from cloister.serve.access.control import AccessControl
 from cloister.serve.http import paths
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.gateway import GatewayEndpoint
 from cloister.serve.http.messages import Request, Response
 from cloister.serve.http.streamed import MAX_UPLOADS, Uploads
+from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer, Job
 from cloister.serve.registry import Registry
 from cloister.settings import ServeSettings

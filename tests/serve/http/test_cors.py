@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cloister.serve.http import paths
-from cloister.serve.http.api import Way
 from cloister.serve.http.cors import Cors
+from cloister.serve.http.ways import Way
 from cloister.settings import ServeSettings
 from tests.serve.http.front_end import FrontEnd, Wire, front_end, post, run
 from tests.serve.http.test_gateway import SEALED, ask, attach
@@ -16,7 +16,7 @@ ALLOW = "access-control-allow-origin"
 
 
 def allow(end: FrontEnd, origins: str, **more: str) -> None:
-    end.api.cors = Cors(ServeSettings(cors_origin=origins, **more))
+    end.use_cors(Cors(ServeSettings(cors_origin=origins, **more)))
 
 
 def preflight(path: str, origin: str, *, asked: str = "access-control-request-method: POST\r\n") -> bytes:

@@ -11,8 +11,8 @@ from cloister.ohttp.gateway import Gateway
 from cloister.ohttp.replay import render_date
 from cloister.serve.frames import Fault
 from cloister.serve.http import paths
-from cloister.serve.http.api import Way
 from cloister.serve.http.gateway import GatewayEndpoint
+from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer
 from tests.serve.http.front_end import LIMIT, TEXT, FrontEnd, Wire, front_end, post, run
 

@@ -15,9 +15,10 @@ import pytest
 from tritonclient import http as triton
 from tritonclient.utils import InferenceServerException
 
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.messages import Request
 from cloister.serve.http.oip import speaks_protocol
+from cloister.serve.http.ways import Way
 from cloister.serve.oip.datatypes import DATATYPES
 from cloister.serve.oip.marks import is_marked
 from cloister.serve.pack import pack_archive

@@ -288,11 +288,11 @@ def test_admission_is_asked_again() -> None:
             await wire.send(post(b"2"))
             assert (await wire.answer())[0] == 401
             end.api.refused = None
-            end.front.now += 2
+            end.deciding.now += 2
             await wire.send(post(b"3"))
             assert (await wire.answer())[0] == 200
             end.api.refused = error_response(401, "InvalidKeyException", "no")
-            end.front.now += 2
+            end.deciding.now += 2
             await wire.send(post(b"3"))
             assert (await wire.answer())[0] == 401
 

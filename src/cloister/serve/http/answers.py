@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 
 from cloister.errors import ModelFailed
+from cloister.serve.frames import Headers
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import Front
-from cloister.serve.http.gateway import SEALED_HEADERS, seal_response
+from cloister.serve.http.gateway import SEALED_HEADERS, Sealer, seal_response
 from cloister.serve.http.oip import in_protocols_form
 from cloister.serve.http.predictions import check_answer, render_answer
 from cloister.serve.http.render import BODILESS, LAST_CHUNK, NO_STORE, chunk
@@ -24,22 +25,62 @@ def render_whole(front: Front, exchange: Exchange, answer: Answer, *, close: boo
     if exchange.own:
         prefix = b"" if exchange.sealer is not None else renderer.learn(status, headers)
     elif prefix is None:
-        checked = render_answer(answer)
-        if checked.status >= 400 and is_marked(exchange.headers):
-            checked = in_protocols_form(checked)
-        assert isinstance(checked.content, bytes)
-        status, headers, body = checked.status, checked.headers, checked.content
+        answer = check_whole(exchange, answer)
+        status, headers, body = answer.status, answer.headers, answer.body
         prefix = renderer.learn(status, headers)
     if front.access_log is not None:
         front.access_log.note(exchange.request_id, exchange.model, status, len(body), exchange.started)
     if exchange.sealer is not None:
-        inside = [*headers, (b"x-request-id", exchange.request_id.encode()), NO_STORE]
-        started = time.perf_counter()
-        body = seal_response(exchange.sealer, status, inside, bytes(body))
-        if exchange.stats is not None:
-            exchange.stats.crypto.observe(exchange.crypto_s + time.perf_counter() - started)
+        body = _seal(exchange.sealer, exchange, status, headers, body)
         status, prefix = 200, renderer.learn(200, SEALED_HEADERS)
     return renderer.whole(status, prefix, body, exchange.request_id, close=close)
+
+
+def settle_whole(front: Front, exchange: Exchange, answer: Answer) -> Answer:
+    """What ``render_whole`` would write, for another process to render."""
+    renderer = front.renderer
+    if not exchange.own and (
+        answer.fault is not None or renderer.known(answer.status, answer.headers) is None
+    ):
+        answer = check_whole(exchange, answer)
+        renderer.learn(answer.status, answer.headers)
+    status, body = answer.status, answer.body
+    if front.access_log is not None:
+        front.access_log.note(exchange.request_id, exchange.model, status, len(body), exchange.started)
+    if exchange.sealer is None:
+        return answer
+    return Answer(200, SEALED_HEADERS, _seal(exchange.sealer, exchange, status, answer.headers, body))
+
+
+def check_whole(exchange: Exchange, answer: Answer) -> Answer:
+    """A worker's whole answer, or the error that its caller gets instead."""
+    checked = render_answer(answer)
+    if checked.status >= 400 and is_marked(exchange.headers):
+        checked = in_protocols_form(checked)
+    assert isinstance(checked.content, bytes)
+    return Answer(checked.status, checked.headers, checked.content)
+
+
+def check_first_part(part: Answer) -> None:
+    """Refuse what would break HTTP in the first part of a streamed answer.
+
+    Raises:
+        ModelFailed: with the reason.
+    """
+    check_answer(part.status, part.headers)
+    if part.status in BODILESS:
+        raise ModelFailed("the handler streamed an answer whose status has no body")
+
+
+def _seal(
+    sealer: Sealer, exchange: Exchange, status: int, headers: Headers, body: bytes | memoryview
+) -> bytes:
+    inside = [*headers, (b"x-request-id", exchange.request_id.encode()), NO_STORE]
+    started = time.perf_counter()
+    sealed = seal_response(sealer, status, inside, bytes(body))
+    if exchange.stats is not None:
+        exchange.stats.crypto.observe(exchange.crypto_s + time.perf_counter() - started)
+    return sealed
 
 
 def render_parts(
@@ -55,9 +96,7 @@ def render_parts(
     """
     if not exchange.streaming:
         first = answers[0]
-        check_answer(first.status, first.headers)
-        if first.status in BODILESS:
-            raise ModelFailed("the handler streamed an answer whose status has no body")
+        check_first_part(first)
         prefix = front.renderer.learn(first.status, first.headers)
         out.append(front.renderer.stream_head(prefix, exchange.request_id, close=close))
         exchange.streaming = True

@@ -6,7 +6,6 @@ paths. A part may be behind a token.
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,15 +19,17 @@ from cloister.serve.http.access import TokenAccess
 from cloister.serve.http.actions import Asked, asked_at, asked_by_call
 from cloister.serve.http.cors import Cors
 from cloister.serve.http.door import Door
-from cloister.serve.http.errors import method_not_allowed, not_found, plain_http_refused, render_failure
+from cloister.serve.http.errors import method_not_allowed, not_found, render_failure
 from cloister.serve.http.gateway import GatewayEndpoint
 from cloister.serve.http.inference import Inference, without_own
+from cloister.serve.http.limits import body_limit, refuse_early
 from cloister.serve.http.management import Management
 from cloister.serve.http.messages import Request, Response, error_response, json_response
 from cloister.serve.http.oip import OpenInference, in_protocols_form
 from cloister.serve.http.openapi import describe_inference, describe_management, describe_metrics
 from cloister.serve.http.predictions import Predictions
 from cloister.serve.http.route import read_list, split_path
+from cloister.serve.http.ways import Way
 from cloister.serve.log import log
 from cloister.serve.machine import Machine
 from cloister.serve.refusals import MethodRefused
@@ -41,9 +42,6 @@ from cloister.settings import ServeSettings
 if TYPE_CHECKING:
     from cloister.serve.access.control import AccessControl
 
-SEALED_OVERHEAD_BYTES = 1 << 17
-"""How much longer than its content a sealed request may be: headers, framing, encapsulation."""
-_PUBLIC = frozenset((paths.PING, paths.EVIDENCE, paths.GATEWAY))
 Route = Callable[[Request], Awaitable[Response]]
 
 
@@ -52,27 +50,6 @@ class Part(Protocol):
 
     async def answer(self, request: Request, segments: list[str]) -> Response | None:
         """The response; None if the path is none of this part's."""
-
-
-class Way(enum.Enum):
-    """How a request came in."""
-
-    OPEN = "open"
-    """The one port of a server in open mode: inference, models, metrics."""
-    INFERENCE = "inference"
-    """TorchServe's inference port."""
-    MANAGEMENT = "management"
-    """The management port; in protected mode under the attested key."""
-    METRICS = "metrics"
-    """The metrics port."""
-    ALL = "all"
-    """One port for inference and management, which TorchServe makes of two equal addresses."""
-    TLS = "tls"
-    """The attested key's port."""
-    PLAIN = "plain"
-    """The plain port of a protected server: only what needs no secrecy, or brings its own."""
-    SEALED = "sealed"
-    """Inside OHTTP."""
 
 
 INFERENCE_WAYS = frozenset((Way.OPEN, Way.INFERENCE, Way.ALL, Way.TLS, Way.SEALED))
@@ -217,15 +194,11 @@ class Api:
 
     def refuse_early(self, way: Way, path: str) -> Response | None:
         """What to answer before any of the body is read; None if the request may go on."""
-        if way is Way.PLAIN and path not in _PUBLIC:
-            return plain_http_refused()
-        return None
+        return refuse_early(way, path)
 
     def body_limit(self, path: str) -> int:
         """How long a body may be at this path."""
-        if path == paths.GATEWAY:
-            return self._max_request_bytes + SEALED_OVERHEAD_BYTES
-        return self._max_request_bytes
+        return body_limit(path, self._max_request_bytes)
 
     async def handle(self, request: Request, way: Way) -> Response:
         """The response to one whole request."""

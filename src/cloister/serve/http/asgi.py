@@ -10,14 +10,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from cloister.errors import CloisterError, MalformedInput, RequestTooLarge, TransportError
 from cloister.serve.frames import Headers
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
-from cloister.serve.http.api import Api, Way
-from cloister.serve.http.cors import find_origin
+from cloister.serve.http.cors import Cors, find_origin
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.gateway import GatewayEndpoint, is_streamed
 from cloister.serve.http.linger import Linger
@@ -25,6 +24,7 @@ from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.http.render import NO_CACHE
 from cloister.serve.http.streamed import Upload
+from cloister.serve.http.ways import Way
 
 Scope = MutableMapping[str, Any]
 Event = MutableMapping[str, Any]
@@ -37,10 +37,34 @@ _CLOSE = (b"connection", b"close")
 _Result = TypeVar("_Result")
 
 
+class Answering(Protocol):
+    """The part of ``Api`` that is needed here."""
+
+    @property
+    def cors(self) -> Cors:
+        """What pages of other origins may read."""
+
+    @property
+    def gateway(self) -> GatewayEndpoint | None:
+        """What opens sealed requests; None where they are opened elsewhere."""
+
+    def refuse_early(self, way: Way, path: str) -> Response | None:
+        """What to answer before any of the body is read; None if the request may go on."""
+
+    def body_limit(self, path: str) -> int:
+        """How long a body may be at this path."""
+
+    def trace_refusal(self, headers: Headers, status: int, started: float) -> None:
+        """Note in the traces, where there are any, that a request came to no model."""
+
+    async def handle(self, request: Request, way: Way) -> Response:
+        """The response to one whole request."""
+
+
 class AsgiApp:
     """The application behind one listening socket."""
 
-    def __init__(self, api: Api, way: Way, *, body_timeout_s: float) -> None:
+    def __init__(self, api: Answering, way: Way, *, body_timeout_s: float) -> None:
         self.api = api
         self.way = way
         self.body_timeout_s = body_timeout_s

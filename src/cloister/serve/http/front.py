@@ -9,11 +9,12 @@ from typing import Protocol
 
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
-from cloister.serve.http.api import Api, Way
+from cloister.serve.http.api import Api
 from cloister.serve.http.cors import find_origin
 from cloister.serve.http.gateway import REQUEST_TYPE
 from cloister.serve.http.heads import Head, HeadCache
 from cloister.serve.http.render import Renderer
+from cloister.serve.http.ways import Way
 
 TICK_S = 0.125
 """The clock's step."""
@@ -82,7 +83,7 @@ class Front:
     def admits(self, head: Head) -> bool:
         """Whether ``head`` may take the hot path now. The other refuses what is to be refused."""
         if head.generation == self.api.generation and self.now < head.until:
-            return head.sealed or head.supervisor is not None
+            return head.sealed or head.target is not None
         return self._decide(head)
 
     def _decide(self, head: Head) -> bool:
@@ -90,7 +91,7 @@ class Front:
         head.generation = api.generation
         head.until = self.now + ADMISSION_S
         head.sealed = False
-        head.supervisor = None
+        head.target = None
         if head.body_bytes > api.body_limit(head.path) or api.refuse_early(self.way, head.path) is not None:
             return False
         if head.path == paths.GATEWAY:
@@ -101,7 +102,7 @@ class Front:
         supervisor, head.model_headers = api.hot(self.way, head.method, head.path, head.headers)
         if supervisor is None or api.admit(self.way, supervisor, head.headers, head.certificate) is not None:
             return False
-        head.supervisor = supervisor
+        head.target = supervisor
         if api.counts:
             head.until = 0.0
         return True

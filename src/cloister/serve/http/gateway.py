@@ -148,6 +148,17 @@ class GatewayEndpoint:
             pad=self._pad,
         )
 
+    async def answer_streamed(self, content: bytes) -> Response:
+        """The answer to a chunked request that is whole, its parts sealed as they come."""
+        upload = self.open_stream()
+        try:
+            with upload:
+                early = upload.receive(content)
+                inner = upload.finish() if early is None else early
+        except CloisterError as error:
+            return self.refuse(error)
+        return upload.seal(await self.ask(inner))
+
     def _read(self, inner: bhttp.Request, content: bytes | None = None) -> Request | Response:
         now = self._clock()
         try:

@@ -7,7 +7,7 @@ for byte, needs no second reading: what it means, where it goes and that it may 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import httptools
@@ -15,7 +15,7 @@ import httptools
 from cloister.serve.frames import Headers
 
 if TYPE_CHECKING:
-    from cloister.serve.supervisor import Supervisor
+    from cloister.serve.stats import ModelStats
 
 END = b"\r\n\r\n"
 MAX_KEPT_BYTES = 2048
@@ -28,11 +28,22 @@ _DIGITS = re.compile(rb"[0-9]{1,15}")
 _NOT_HOT = frozenset((b"transfer-encoding", b"upgrade", b"expect", b"trailer"))
 
 
+class Target(Protocol):
+    """What takes hot requests: a model's supervisor, or in a frontend process the link to the core."""
+
+    @property
+    def stats(self) -> ModelStats | None:
+        """Of the model; None where that is known elsewhere."""
+
+    def submit(self, job: Any) -> None:
+        """Take one request; its ``deliver`` gets the answer. Raises ``CloisterError`` if it cannot."""
+
+
 class Head:
     """A parsed head of ``HTTP/1.1`` with exactly one Content-Length. Its headers are shared.
 
     ``certificate`` is what its connection has shown: what is decided holds for both together.
-    ``supervisor``, ``generation`` and ``until`` are what the front has decided about it, and for how long.
+    ``target``, ``generation`` and ``until`` are what the front has decided about it, and for how long.
     """
 
     __slots__ = (
@@ -47,7 +58,7 @@ class Head:
         "priority",
         "query",
         "sealed",
-        "supervisor",
+        "target",
         "until",
     )
 
@@ -64,7 +75,7 @@ class Head:
         self.priority = find_priority(headers)
         self.certificate = b""
         self.sealed = False
-        self.supervisor: Supervisor | None = None
+        self.target: Target | None = None
         self.generation = -1
         self.until = 0.0
 
@@ -146,7 +157,7 @@ class HeadCache:
         if head is None:
             head = self._old.get(raw)
             if head is not None:
-                self._add(raw, head)
+                self.add(raw, head)
         return head
 
     def learn(self, raw: bytes, head: Head) -> None:
@@ -160,14 +171,15 @@ class HeadCache:
             and raw.startswith(head.method.encode() + b" ")
             and raw.count(b"\n") == raw.count(b"\r\n") == len(head.headers) + 2
         ):
-            self._add(raw, head)
+            self.add(raw, head)
 
     def clear(self) -> None:
         """Forget everything, credentials in heads included."""
         self._young.clear()
         self._old.clear()
 
-    def _add(self, raw: bytes, head: Head) -> None:
+    def add(self, raw: bytes, head: Head) -> None:
+        """Remember ``head``; ``raw`` may say in any way of its own what is in it."""
         if len(self._young) >= self._kept:
             self._old, self._young = self._young, {}
         self._young[raw] = head

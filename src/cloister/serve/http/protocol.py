@@ -12,18 +12,15 @@ when that is empty; behind a cold one everything is cold, and uvicorn keeps the 
 from __future__ import annotations
 
 import asyncio
-import time
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from cloister.errors import CloisterError
 from cloister.serve.frames import Headers
-from cloister.serve.http.api import Way
 from cloister.serve.http.asgi import CERTIFICATE
-from cloister.serve.http.errors import render_failure
+from cloister.serve.http.asking import Asking
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import HEAD_S, IDLE_S, Front
 from cloister.serve.http.heads import (
@@ -31,18 +28,12 @@ from cloister.serve.http.heads import (
     MAX_KEPT_BYTES,
     Head,
     HeadCache,
-    find_priority,
     read_head,
     render_without_upgrade,
 )
 from cloister.serve.http.messages import Response, error_response
-from cloister.serve.http.oip import in_protocols_form
 from cloister.serve.http.outgoing import MAX_PIPELINED, Outgoing
 from cloister.serve.http.predictions import next_request_id
-from cloister.serve.oip.marks import is_marked
-
-if TYPE_CHECKING:
-    from cloister.serve.supervisor import Supervisor
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 256
@@ -50,7 +41,7 @@ OWN_HEADS = 8
 """Heads that a connection with a client certificate keeps for itself."""
 
 
-class HotProtocol(Outgoing):
+class HotProtocol(Outgoing, Asking):
     """One connection."""
 
     def __init__(
@@ -306,59 +297,13 @@ class HotProtocol(Outgoing):
         self._pending.append(exchange)
         if head.close:
             self._deaf = True
-        supervisor = head.supervisor
-        if supervisor is None:
+        target = head.target
+        if target is None:
             self._open(exchange, body)
         else:
-            self._submit(supervisor, exchange)
+            self._submit(target, exchange)
         if len(self._pending) >= MAX_PIPELINED:
             self.flow.pause_reading()
-
-    def _submit(self, supervisor: Supervisor, exchange: Exchange) -> None:
-        exchange.stats = supervisor.stats
-        try:
-            supervisor.submit(exchange)
-        except CloisterError as error:
-            refusal = render_failure(error)
-            oip = is_marked(exchange.headers)
-            self._complete(exchange, in_protocols_form(refusal) if oip else refusal)
-
-    def _open(self, exchange: Exchange, capsule: bytes) -> None:
-        """A sealed request: its answer will be sealed like it."""
-        front = self._front
-        gateway = front.api.gateway
-        assert gateway is not None
-        started = time.perf_counter()
-        opened = gateway.open(capsule)
-        exchange.crypto_s = time.perf_counter() - started
-        if isinstance(opened, Response):
-            self._complete(exchange, opened)
-            return
-        inner = opened.inner
-        exchange.sealer = opened.sealer
-        if isinstance(inner, Response):
-            self._complete(exchange, inner)
-            return
-        supervisor = None
-        if inner.method in ("POST", "PUT") and len(inner.content) <= front.api.body_limit(inner.path):
-            supervisor = front.api.target(Way.SEALED, inner.method, inner.path)
-        if supervisor is not None and front.api.admit(Way.SEALED, supervisor, inner.headers) is not None:
-            supervisor = None
-        if supervisor is None:
-            exchange.task = self.loop.create_task(
-                self._answer_inside(exchange, front.api.handle_sealed(inner))
-            )
-            return
-        exchange.headers = front.api.model_headers(inner.headers)
-        exchange.query, exchange.body = inner.query, inner.content
-        exchange.priority = find_priority(inner.headers)
-        self._submit(supervisor, exchange)
-
-    async def _answer_inside(self, exchange: Exchange, answering: Any) -> None:
-        """A sealed request for something else than a prediction."""
-        response: Response = await answering
-        response.content = await response.whole()
-        self._complete(exchange, response)
 
 
 class _StopParsing(Exception):
