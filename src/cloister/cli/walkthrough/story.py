@@ -19,6 +19,7 @@ from cloister.cli.walkthrough.stage import Stage
 from cloister.cli.walkthrough.train import TrainedModel, train_digits
 
 RIGHT_ANSWERS_NEEDED = 48
+SHOWN_ANSWERS = 20
 PROBE_BYTES = 24
 
 
@@ -133,7 +134,7 @@ def ask(narrator: Narrator, model: TrainedModel, markers: Markers) -> None:
     digits = [row["answer"]["digit"] for row in answers]
     if any(row["answer"]["note"] != markers.answer for row in answers):
         raise DemoFailed("an answer does not carry the handler's note")
-    narrator.console.print(_answers_table(digits, model.labels))
+    narrator.console.print(_answers_table(digits[:SHOWN_ANSWERS], model.labels[:SHOWN_ANSWERS]))
     right = sum(found == label for found, label in zip(digits, model.labels, strict=True))
     if right < RIGHT_ANSWERS_NEEDED:
         raise DemoFailed(f"only {right} of {len(digits)} images are right")
@@ -190,7 +191,7 @@ def _found(probes: list[bytes], path: Path) -> int:
 
 
 def _answers_table(digits: list[int], labels: tuple[int, ...]) -> Table:
-    table = Table(show_header=False, title="predictions beside the true labels", title_justify="left")
+    table = Table(show_header=False, title=f"the first {len(digits)} beside their true labels", title_justify="left")
     for _ in range(11):
         table.add_column(justify="right")
     for start in range(0, len(digits), 10):
