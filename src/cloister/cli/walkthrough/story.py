@@ -191,7 +191,9 @@ def _found(probes: list[bytes], path: Path) -> int:
 
 
 def _answers_table(digits: list[int], labels: tuple[int, ...]) -> Table:
-    table = Table(show_header=False, title=f"the first {len(digits)} beside their true labels", title_justify="left")
+    table = Table(
+        show_header=False, title=f"the first {len(digits)} beside their true labels", title_justify="left"
+    )
     for _ in range(11):
         table.add_column(justify="right")
     for start in range(0, len(digits), 10):
