@@ -3,9 +3,9 @@
 Usage: python benchmarks/bench_limit.py [--tasks resnet50,bert-large] [--precisions int8] [--callers 16]
            [--rounds 3] [--seconds 10] [--json] [--page]
 
-The loop decodes every JPEG, has the same model, streams and threads, and takes the better of two ways of
-calling the engine (`peers/limit.py`). The server gets requests that were sealed ahead (OHTTP), from callers
-on the same cores. Both are loaded, one works at a time; the ratio is the median of the rounds' ratios.
+The loop decodes every JPEG, has the same model, streams and threads, and takes the best of three ways of
+calling the engine (`peers/limit.py`). The server gets requests that were sealed ahead (OHTTP), from callers on
+the same cores. Both are loaded, one works at a time; the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def measure_task(
         asking.warm(plain, archive.stem, min(seconds, WARM_S))
     with (
         start_protected([archive], work / "protected") as protected,
-        start_limit(task, forms, f"openvino-{precision}", work) as limit,
+        start_limit(task, forms, precision, work) as limit,
     ):
 
         def measure(name: str) -> dict[str, float]:

@@ -51,7 +51,7 @@ def measure_task(task: str, precision: str, options: argparse.Namespace, work: P
     with stage.broker([archive]):
         for number in (1, min(2, len(cores))):
             chosen = ",".join(map(str, cores[:number]))
-            with start_limit(task, forms, f"openvino-{precision}", work, cores=chosen) as limit:
+            with start_limit(task, forms, precision, work, cores=chosen) as limit:
                 engine[number] += [limit.run(options.seconds)["processor_s"] for _ in range(options.rounds)]
             asking = Asking(work, task, callers=1, seconds=options.seconds)
             with _servers(archive, work, stage, chosen) as (plain, protected):

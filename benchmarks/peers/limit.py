@@ -1,8 +1,11 @@
-"""The engine called in process, in a loop, at full throughput. Arguments: task, folder of the forms, form.
+"""The engine called in process, in a loop, at full throughput. Arguments: task, folder, precision.
 
 Reads a number of seconds from each line of stdin and prints answers per second, the middle latency in ms and
-processor seconds for each answer. Two ways are tried at the start and the better one is taken: a thread for
-each core, which decodes and infers; and batches of 16, decoded in threads beside the inference.
+processor seconds for each answer. Several ways are tried at the start and the best one is taken:
+
+- *engine*: Cloister's engine and its decoding, in as many threads as a worker has;
+- *static*: OpenVINO with a batch of one, which it may plan better, and a thread for each stream;
+- *batches*: the same, batches of 16, decoded in threads beside the inference.
 """
 
 from __future__ import annotations
@@ -15,29 +18,38 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from heavy import Eager, OpenVino, open_model, render
+import numpy
+from cloister.serve.direct.pictures import PictureReader
+from heavy import SEQUENCE, OpenVino, render
+
+from cloister.engines.engine import EngineOptions
+from cloister.engines.files import ModelFiles
+from cloister.engines.spec import ImageSpec
+from cloister.engines.table import open_engine
 
 BATCH_SIZE = 16
 TRIAL_S = 3.0
+IMAGE = ImageSpec(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Loop = Callable[[float], list[float]]
+Answer = Callable[[bytes], object]
 
 
-def in_threads(model: OpenVino, task: str, body: bytes) -> Loop:
-    """A thread and an inference request for each stream."""
+def in_threads(count: int, make_answer: Callable[[], Answer], body: bytes) -> Loop:
+    """So many threads, each of which answers one request after the other."""
 
     def loop(seconds: float) -> list[float]:
         latencies: list[float] = []
         until = time.perf_counter() + seconds
 
         def work() -> None:
-            request = model.compiled.create_infer_request()
+            answer = make_answer()
             while (started := time.perf_counter()) < until:
-                found = request.infer([model.decode(body)[None]], share_inputs=True)
-                json.dumps(render(task, found[0][0]))
+                json.dumps(answer(body))
                 latencies.append(time.perf_counter() - started)
 
-        threads = [threading.Thread(target=work) for _ in range(model.streams)]
+        threads = [threading.Thread(target=work) for _ in range(count)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -47,7 +59,38 @@ def in_threads(model: OpenVino, task: str, body: bytes) -> Loop:
     return loop
 
 
-def in_batches(model: Eager | OpenVino, body: bytes, size: int) -> Loop:
+def with_engine(task: str, folder: Path, precision: str, body: bytes) -> Loop:
+    """Cloister's engine, without anything around it."""
+    file = "int8.xml" if precision == "int8" else "fp32.xml"
+    engine = open_engine("openvino", ModelFiles.from_folder(folder), file, EngineOptions(precision=precision))
+    wanted = engine.schema.input()
+    pictures = PictureReader(IMAGE, wanted) if task == "resnet50" else None
+
+    def read(content: bytes) -> Any:
+        if pictures is not None:
+            return pictures.read(content)
+        return numpy.array(json.loads(content)["input_ids"], dtype="int64").reshape(1, SEQUENCE)
+
+    def answer(content: bytes) -> object:
+        found = engine.infer({wanted.name: read(content)})
+        return render(task, next(iter(found.values()))[0])
+
+    return in_threads(engine.streams + max(1, engine.streams // 2), lambda: answer, body)
+
+
+def static(model: OpenVino, task: str, body: bytes) -> Loop:
+    """A thread and an inference request for each stream."""
+
+    def make_answer() -> Answer:
+        request = model.compiled.create_infer_request()
+        return lambda content: render(
+            task, request.infer([model.decode(content)[None]], share_inputs=True)[0][0]
+        )
+
+    return in_threads(model.streams, make_answer, body)
+
+
+def in_batches(model: OpenVino, body: bytes, size: int) -> Loop:
     """A batch after the other."""
 
     def loop(seconds: float) -> list[float]:
@@ -75,12 +118,14 @@ def measure(loop: Loop, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     """Load, choose a way, then run whenever asked."""
-    task, folder, form = sys.argv[1:4]
+    task, folder, precision = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
     body = Path(os.environ["BODY_FILE"]).read_bytes()
-    model = open_model(task, folder, form)
-    loops = {"batches of 16": in_batches(model, body, BATCH_SIZE)}
-    if isinstance(model, OpenVino):
-        loops["a thread for each core"] = in_threads(model, task, body)
+    model = OpenVino(task, folder, precision)
+    loops = {
+        "engine": with_engine(task, folder, precision, body),
+        "static": static(model, task, body),
+        "batches": in_batches(model, body, BATCH_SIZE),
+    }
     for loop in loops.values():
         loop(0.5)
     best = max(loops, key=lambda name: measure(loops[name], TRIAL_S)["per_s"])

@@ -40,12 +40,12 @@ class Limit:
 
 
 @contextlib.contextmanager
-def start_limit(task: str, forms: Path, form: str, work: Path, *, cores: str = "") -> Iterator[Limit]:
+def start_limit(task: str, forms: Path, precision: str, work: Path, *, cores: str = "") -> Iterator[Limit]:
     """The loop, from its choice of a way to its end."""
     body = work / f"{task}.limit"
     body.write_bytes(make_body(task))
     process = subprocess.Popen(
-        on_cores([sys.executable, str(APPS / "limit.py"), task, str(forms), form], cores),
+        on_cores([sys.executable, str(APPS / "limit.py"), task, str(forms), precision], cores),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

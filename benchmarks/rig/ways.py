@@ -10,6 +10,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cloister.serve.direct.pack import pack_model
 
 from cloister.ohttp import bhttp
 from rig.callers import Found, Load, run_callers, write_bodies
@@ -19,37 +22,49 @@ from rig.protected import START_S, Protected, seal_bodies, wait_answer
 from rig.servers import Running, free_port, on_cores, spawn, stop
 
 HERE = Path(__file__).resolve().parent
-APPS = HERE.parent / "peers"
 KEEP = 4
 """So many sealed answers of each run are opened afterwards."""
 SPARE = 1.5
 """So many times as many requests are sealed as the warm-up says that will be answered."""
 
 
-def pack_heavy(task: str, precision: str, forms: Path, folder: Path) -> Path:
-    """The archive of one model at one precision."""
-    from cloister.serve.pack import pack_archive
+SERVED: dict[str, dict[str, Any]] = {
+    "resnet50": {
+        "input": {
+            "image": {
+                "resize": 256,
+                "crop": 224,
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+            }
+        },
+        "output": {"top": {"count": 5}},
+    },
+    "bert-large": {},
+}
+"""What the archives say of their inputs and outputs; they have no handler."""
 
+
+def pack_heavy(task: str, precision: str, forms: Path, folder: Path) -> Path:
+    """The archive of one model at one precision, served by an engine without a handler."""
     folder.mkdir(parents=True, exist_ok=True)
-    target, config = folder / f"{task}-{precision}.mar", folder / f"{task}-{precision}.json"
+    target = folder / f"{task}-{precision}.mar"
     settings = {
         "minWorkers": 1,
         "maxWorkers": 1,
         "batchSize": BATCH_SIZE,
         "maxBatchDelay": DELAY_MS,
         "startupTimeout": int(START_S),
-        "task": task,
-        "form": f"openvino-{precision}",
+        **SERVED[task],
     }
-    config.write_text(json.dumps(settings))
-    stem = "int8" if precision == "int8" else "fp32"
-    pack_archive(
+    pack_model(
         target,
         name=target.stem,
         version="1.0",
-        handler=APPS / "heavy_handler.py",
-        extra_files=[APPS / "heavy.py", forms / f"{stem}.xml", forms / f"{stem}.bin"],
-        config_file=config,
+        model=forms / ("int8.xml" if precision == "int8" else "fp32.xml"),
+        kind="openvino",
+        options={"precision": precision},
+        settings=settings,
         archive_format="zip-store",
     )
     return target
