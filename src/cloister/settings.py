@@ -174,8 +174,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Let handlers in the sandbox start processes and programs; they are in it too."""
     sandbox_paths: tuple[str, ...] = ()
     """Paths that handlers in the sandbox may read besides their model, Python and the system's libraries."""
-    worker_memory_mb: int = 0
-    """Most private memory of a worker in MiB; 0 means any amount."""
+    worker_memory_mb: int = -1
+    """Most private memory of a worker in MiB. -1 means 80 % of what the machine, or the server's control
+    group, has; 0 means any amount."""
     worker_scratch_mb: int = 1024
     """Most that a worker in the sandbox may write into its own folder, in MiB; 0 means any amount."""
     access_policy: str = ""

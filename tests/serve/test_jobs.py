@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
+from cloister.serve import jobs as jobs_module
 from cloister.serve.jobs import Answer, Job, answer_parts, failure, whole_answer
 
 
@@ -83,3 +86,29 @@ def test_a_cancelled_task_cancels_its_job() -> None:
         return [whole.cancelled, streamed.cancelled]
 
     assert asyncio.run(run()) == [True, True]
+
+
+def test_parts_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that floods an answer, gathered or taken slowly, is told to stop, and memory stays bounded."""
+    monkeypatch.setattr(jobs_module, "MAX_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(jobs_module, "MAX_BACKLOG_BYTES", 1000)
+
+    async def run() -> None:
+        owner, sent = Owner(), 0
+
+        def flood(job: Job) -> None:
+            nonlocal sent
+            job.owner, sent = owner, 0
+            while not job.cancelled:
+                job.deliver(job, Answer(200, [], bytes(100), None, True))
+                sent += 1
+                assert sent < 100
+
+        answer = await whole_answer(flood, Job("id", [], b"", b"", nobody))
+        assert (answer.status, answer.fault is not None, len(answer.body)) == (503, True, 0)
+        taken = [part async for part in answer_parts(flood, Job("id", [], b"", b"", nobody))]
+        assert len(taken) == 11
+        assert [part.fault is not None for part in taken] == [False] * 10 + [True]
+        assert len(owner.gone) == 2
+
+    asyncio.run(run())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.serve.memory_watch import available_bytes, count_oom_kills
+from cloister.serve.memory_watch import available_bytes, count_oom_kills, total_bytes
 
 
 @pytest.fixture
@@ -51,3 +51,24 @@ def test_available(proc: Path, tmp_path: Path) -> None:
     assert available_bytes(proc, tmp_path / "cg") == 1000
     (tmp_path / "cg" / "memory.max").write_text("max\n")
     assert available_bytes(proc, tmp_path / "cg") == 1_024_000
+
+
+def test_total(proc: Path, tmp_path: Path) -> None:
+    """What there is at most is the machine's memory, or the lowest limit of the groups above this process."""
+    (proc / "meminfo").write_text("MemTotal:    1000 kB\n")
+    (proc / "self" / "cgroup").write_text("0::/pod/container\n")
+    assert total_bytes(proc, tmp_path / "cg") == 1_024_000
+    inner = tmp_path / "cg" / "pod" / "container"
+    inner.mkdir(parents=True)
+    (inner / "memory.max").write_text("max\n")
+    (tmp_path / "cg" / "pod" / "memory.max").write_text("500000\n")
+    assert total_bytes(proc, tmp_path / "cg") == 500_000
+    (inner / "memory.max").write_text("300000\n")
+    assert total_bytes(proc, tmp_path / "cg") == 300_000
+    (proc / "self" / "cgroup").write_text("4:memory:/pod\n")
+    older = tmp_path / "cg" / "memory" / "pod"
+    older.mkdir(parents=True)
+    (older / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert total_bytes(proc, tmp_path / "cg") == 1_024_000
+    (older / "memory.limit_in_bytes").write_text("200000\n")
+    assert total_bytes(proc, tmp_path / "cg") == 200_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import resource
@@ -18,7 +19,9 @@ from cloister.serve import process
 from cloister.serve.frames import Answers, Frame, HeadEncoder, Predict, RequestItem
 from cloister.serve.placement import Place, Placement
 from cloister.serve.process import WorkerProcess, WorkerSpec
+from cloister.serve.sandbox.plan import SandboxPlan
 from tests.serve.engine import engine, value
+from tests.serve.test_groups import Tree
 from tests.serve.test_supervisor import runs
 
 REPORT = """
@@ -217,3 +220,65 @@ def _is_zombie(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+@runs
+async def test_a_control_group_of_its_own(tmp_path: Path) -> None:
+    """A worker is put into its group before it loads the model, and the group ends with it."""
+    tree = Tree(tmp_path / "machine", "/")
+    groups = tree.open()
+    assert groups is not None
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    plan = SandboxPlan(memory_bytes=1 << 30, scratch_bytes=1 << 20)
+    grouped = dataclasses.replace(spec(tmp_path, REPORT), sandbox=plan, groups=groups)
+    started = Started()
+    await started.worker.start(grouped, scratch, timeout_s=30)
+    (folder,) = tree.group.glob("cloister-worker-*")
+    assert (folder / "cgroup.procs").read_text() == str(started.worker.pid)
+    assert (folder / "memory.max").read_text() == str((1 << 30) + (1 << 20))
+    (folder / "memory.events").write_text("oom_kill 1\n")
+    os.kill(started.worker.pid, signal.SIGKILL)
+    await started.ended.wait()
+    assert started.worker.reason == "the system ended it for want of memory"
+    assert (folder / "cgroup.kill").read_text() == "1"
+
+
+@runs
+async def test_a_start_given_up_at_any_moment(tmp_path: Path) -> None:
+    """However early its start is cancelled, no process, descriptor or connection of a worker is left."""
+    for steps in range(6):
+        scratch = tmp_path / f"scratch-{steps}"
+        scratch.mkdir()
+        worker = WorkerProcess()
+        task = asyncio.ensure_future(worker.start(spec(tmp_path, REPORT), scratch, timeout_s=30))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not worker.pid or not Path(f"/proc/{worker.pid}").exists()
+
+
+@runs
+async def test_native_code_without_memory_is_replaced() -> None:
+    """Where a library ends the process for want of memory, another worker answers, under the same limit."""
+    source = f"""
+import ctypes, os, resource
+def handle(data, context):
+    if data is None:
+        resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, {resource.RLIM_INFINITY}))
+        return None
+    if bytes(data[0]["body"]) == b"fill":
+        library = ctypes.CDLL(None)
+        library.malloc.restype = ctypes.c_void_p
+        while library.malloc(ctypes.c_size_t(1 << 24)):
+            pass
+        os.abort()
+    return [str(os.getpid())] * len(data)
+"""
+    async with engine(source, idempotent=False) as e:
+        first = e.supervisor.pid
+        assert (await e.supervisor.ask([], b"", b"fill")).status == 507
+        await e.until(lambda: e.supervisor.pid not in (0, first))
+        assert int((await e.supervisor.ask([], b"", b"x")).body) != first

@@ -109,6 +109,7 @@ def test_one_frame_and_its_answers() -> None:
 @pytest.mark.parametrize(
     ("items", "payload"),
     [
+        ([], b""),
         ([AnswerItem(9, 200, 0, 0)], b""),
         ([AnswerItem(1, 200, 1, 0)], b""),
         ([AnswerItem(1, 200, 0, 5)], b"abc"),
@@ -117,11 +118,23 @@ def test_one_frame_and_its_answers() -> None:
     ],
 )
 def test_answers_that_do_not_fit(items: list[AnswerItem], payload: bytes) -> None:
-    """An answer to nobody, twice, without its head or of another length is a broken protocol."""
+    """No answer, one to nobody, twice, without its head or of another length is a broken protocol."""
     seat, worker, clock = make()
     seat.give([job()[0]], clock.now)
     with pytest.raises(MalformedInput):
         worker.answer(*items, payload=payload)
+
+
+def test_claims_of_a_guest() -> None:
+    """Times and numbers that no worker can have are not believed, and do not reach the metrics."""
+    seat, worker, clock = make()
+    for number, (batches, seconds) in enumerate(
+        [(1 << 60, 0.1), (-1, 0.1), (1, float("inf")), (1, float("nan")), (1, -1.0)], 1
+    ):
+        seat.give([job()[0]], clock.now)
+        worker.answer(AnswerItem(number, 200, 0, 0), batches=batches, inference_s=seconds)
+    assert seat.batch_s == 0.0
+    assert seat._stats.inference.count == 0
 
 
 @given(st.binary(max_size=120), st.integers(0, 500), st.integers(0, 255))
@@ -168,8 +181,9 @@ def test_measurements_of_a_guest() -> None:
     """What a handler measures is kept in open mode, and dropped where its model is protected."""
     sample = MetricSample("requests", "counter", "count", [], 2.0)
     for measures in (True, False):
-        seat, worker, _ = make(measures=measures)
-        worker.answer(metrics=[sample])
+        seat, worker, clock = make(measures=measures)
+        seat.give([job()[0]], clock.now)
+        worker.answer(AnswerItem(1, 200, 0, 0), metrics=[sample])
         assert bool(list(seat._stats.measured.families())) is measures
 
 

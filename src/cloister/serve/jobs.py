@@ -13,12 +13,16 @@ from typing import Any, Protocol
 
 import msgspec
 
-from cloister.serve.frames import Fault, Headers
+from cloister.serve.frames import MAX_ANSWER_BYTES, Fault, Headers
 
 URGENCIES = 8
 DEFAULT_PRIORITY = 3
 """RFC 9218, section 4.1: 0 is the most urgent, 7 the least; 3 is meant where nothing is said."""
 NEVER = math.inf
+MAX_BACKLOG_BYTES = 16 << 20
+"""Parts of a streamed answer that its reader has not taken: with more, it is dropped."""
+TOO_LARGE = "The model's answer is too large"
+TOO_SLOW = "The answer was taken too slowly"
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -90,13 +94,23 @@ def failure(status: int, reason: str) -> Answer:
 
 
 async def whole_answer(submit: Callable[[Job], None], job: Job) -> Answer:
-    """Submit ``job`` and wait for its answer; parts come joined. Cancels the job with the caller's task."""
+    """Submit ``job`` and wait for its answer; parts come joined. Cancels the job with the caller's task.
+
+    A worker that sends parts without end is told to stop, and the answer is a failure.
+    """
     parts: list[Answer] = []
+    size = 0
     done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def deliver(_: Job, answer: Answer) -> None:
-        parts.append(answer)
-        if not answer.more and not done.done():
+        nonlocal size
+        size += len(answer.body)
+        if size > MAX_ANSWER_BYTES and answer.more:
+            job.cancel()
+            parts[:] = [failure(503, TOO_LARGE)]
+        else:
+            parts.append(answer)
+        if not parts[-1].more and not done.done():
             done.set_result(None)
 
     job.deliver = deliver
@@ -112,13 +126,27 @@ async def whole_answer(submit: Callable[[Job], None], job: Job) -> Answer:
 
 
 async def answer_parts(submit: Callable[[Job], None], job: Job) -> AsyncGenerator[Answer]:
-    """Submit ``job`` and yield the parts of its answer as they come. Cancels the job when left early."""
+    """Submit ``job`` and yield the parts of its answer as they come. Cancels the job when left early.
+
+    What a slow reader has not taken is bounded: with too much of it the answer breaks off.
+    """
     parts: asyncio.Queue[Answer] = asyncio.Queue()
-    job.deliver = lambda _, answer: parts.put_nowait(answer)
+    waiting = 0
+
+    def deliver(_: Job, answer: Answer) -> None:
+        nonlocal waiting
+        waiting += len(answer.body)
+        if waiting > MAX_BACKLOG_BYTES and answer.more:
+            job.cancel()
+            answer = failure(503, TOO_SLOW)
+        parts.put_nowait(answer)
+
+    job.deliver = deliver
     submit(job)
     try:
         while True:
             part = await parts.get()
+            waiting -= len(part.body)
             yield part
             if not part.more:
                 return

@@ -1,4 +1,4 @@
-"""Whether the system ended a process for want of memory: the words for an operator who sees signal 9."""
+"""How much memory there is for this process, and whether the system ended one for want of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ _V2 = re.compile(r"^0::(/.*)$", re.MULTILINE)
 _V1 = re.compile(r"^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(/.*)$", re.MULTILINE)
 _COUNT = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
+_TOTAL = re.compile(r"^MemTotal:\s+(\d+) kB$", re.MULTILINE)
+_NO_LIMIT = 1 << 60
+"""What version 1 says where there is none is larger."""
 
 
 def count_oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int | None:
@@ -37,6 +40,18 @@ def available_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
     return available
 
 
+def total_bytes(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
+    """Memory that this process can have at most: the machine's, or a control group's limit."""
+    found = _TOTAL.search(_read(proc / "meminfo"))
+    limits = [int(found[1]) * 1024] if found else []
+    files = [folder / "memory.max" for folder in _groups(_V2, proc, cgroups)]
+    files += [folder / "memory.limit_in_bytes" for folder in _groups(_V1, proc, cgroups / "memory")]
+    for text in (_read(file).strip() for file in files):
+        if text.isdigit() and 0 < int(text) < _NO_LIMIT:
+            limits.append(int(text))
+    return min(limits, default=0)
+
+
 def _event_files(proc: Path, cgroups: Path) -> list[Path]:
     return [
         *(folder / "memory.events" for folder in _groups(_V2, proc, cgroups)),
@@ -45,9 +60,10 @@ def _event_files(proc: Path, cgroups: Path) -> list[Path]:
 
 
 def _groups(pattern: re.Pattern[str], proc: Path, root: Path) -> list[Path]:
-    """This process's control group, and the root as a container sees it."""
+    """This process's control group, those above it, and the root as a container sees it."""
     found = pattern.search(_read(proc / "self" / "cgroup"))
-    return [root / found[1].lstrip("/"), root] if found else [root]
+    own = Path(found[1].lstrip("/")) if found else Path()
+    return [root / folder for folder in (own, *own.parents)] if found and own != Path() else [root]
 
 
 def _read(path: Path) -> str:

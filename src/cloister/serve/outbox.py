@@ -16,8 +16,9 @@ from cloister.serve.frames import (
     ToWorker,
 )
 from cloister.serve.handler import Outcome
+from cloister.serve.jobs import TOO_LARGE
 
-_TOO_LARGE = Outcome(503, fault=Fault("The model's answer is too large"))
+_TOO_LARGE = Outcome(503, fault=Fault(TOO_LARGE))
 
 
 class Outbox:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 import cloister
 from cloister.engines.schema import ModelSchema, check_schema
 from cloister.errors import MalformedInput, ModelFailed, WorkerLost
@@ -33,6 +35,7 @@ from cloister.serve.frames import (
     ToWorker,
     encode_frame,
 )
+from cloister.serve.groups import WorkerGroup, WorkerGroups
 from cloister.serve.hardening import worker_environment
 from cloister.serve.memory_watch import count_oom_kills
 from cloister.serve.placement import Place
@@ -67,6 +70,8 @@ class WorkerSpec:
     envelope: str = ""
     metrics: tuple[MetricDefinition, ...] = ()
     sandbox: SandboxPlan = NO_SANDBOX
+    groups: WorkerGroups | None = None
+    """Where each gets a control group of its own, if there can be any."""
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -100,6 +105,7 @@ class WorkerProcess(asyncio.Protocol):
         self.capacity = 0
         """How many requests it wants at a time; 0 leaves that to the batch size."""
         self._oom_kills: int | None = None
+        self._group: WorkerGroup | None = None
 
     @property
     def pid(self) -> int:
@@ -130,32 +136,43 @@ class WorkerProcess(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self._name, self._show_text = spec.name, not spec.protected
         self._oom_kills = count_oom_kills()
+        plan = spec.sandbox
+        if spec.groups is not None:
+            limit = plan.memory_bytes + plan.scratch_bytes if plan.memory_bytes else 0
+            self._group = spec.groups.make(memory_bytes=limit)
+            plan = msgspec.structs.replace(plan, grouped=True)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
-            self._process = _spawn(spec, scratch, theirs, threads=place.threads)
+            try:
+                self._process = _spawn(spec, scratch, theirs, threads=place.threads)
+            except BaseException:
+                ours.close()
+                self._leave_group()
+                raise
         self._pidfd = os.pidfd_open(self._process.pid)
         loop.add_reader(self._pidfd, self._process_ended)
-        ours.setblocking(False)
-        await loop.create_unix_connection(lambda: self, sock=ours)
-        self.send(
-            Load(
-                name=spec.name,
-                version=spec.version,
-                model_dir=str(spec.model_dir),
-                scratch=str(scratch),
-                protected=spec.protected,
-                handler=spec.handler,
-                envelope=spec.envelope,
-                metrics=spec.metrics,
-                gpu_id=gpu_id,
-                batch_size=spec.batch_size,
-                idempotent=spec.idempotent,
-                cores=place.cores,
-                threads=place.threads,
-                sandbox=spec.sandbox,
-            )
+        load = Load(
+            name=spec.name,
+            version=spec.version,
+            model_dir=str(spec.model_dir),
+            scratch=str(scratch),
+            protected=spec.protected,
+            handler=spec.handler,
+            envelope=spec.envelope,
+            metrics=spec.metrics,
+            gpu_id=gpu_id,
+            batch_size=spec.batch_size,
+            idempotent=spec.idempotent,
+            cores=place.cores,
+            threads=place.threads,
+            sandbox=plan,
         )
         try:
+            ours.setblocking(False)
+            await loop.create_unix_connection(lambda: self, sock=ours)
+            if self._group is not None:
+                self._group.enter(self._process.pid)
+            self.send(load)
             async with asyncio.timeout(timeout_s):
                 await asyncio.shield(self._loaded)
         except TimeoutError as error:
@@ -165,6 +182,8 @@ class WorkerProcess(asyncio.Protocol):
         except BaseException:
             self.kill("its start was given up")
             await self._ended.wait()
+            if self._transport is None:
+                ours.close()
             raise
 
     def send(self, message: ToWorker, bodies: Sequence[bytes] = ()) -> None:
@@ -246,6 +265,7 @@ class WorkerProcess(asyncio.Protocol):
         code = self._process.wait()
         if self.reason == "it ended":
             self.reason = self._explain(code)
+        self._leave_group()
         if self._transport is not None:
             self._transport.abort()
         if not self._loaded.done():
@@ -257,7 +277,8 @@ class WorkerProcess(asyncio.Protocol):
     def _explain(self, code: int) -> str:
         """An end that nobody here asked for, in words."""
         kills = count_oom_kills()
-        if code == -signal.SIGKILL and kills is not None and kills > (self._oom_kills or 0):
+        killed = kills is not None and kills > (self._oom_kills or 0)
+        if code == -signal.SIGKILL and (killed or (self._group is not None and self._group.out_of_memory())):
             self.out_of_memory = True
             return "the system ended it for want of memory"
         if code == OUT_OF_MEMORY_EXIT:
@@ -267,6 +288,10 @@ class WorkerProcess(asyncio.Protocol):
             name = signal.Signals(-code).name if -code in set(signal.Signals) else "?"
             return f"it ended with signal {-code} ({name})"
         return f"it ended with exit code {code}"
+
+    def _leave_group(self) -> None:
+        if self._group is not None:
+            self._group.close()
 
     def _signal(self, number: int) -> None:
         # The group exists as long as a process of it does; the leader's number is not reused before wait().

@@ -12,6 +12,7 @@ import msgspec
 
 from cloister.engines.spec import parse_spec
 from cloister.errors import ConfigError, ModelNotFound
+from cloister.serve.groups import WorkerGroups
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.placement import Placement
 from cloister.serve.refusals import AlreadyRegistered, VersionNotFound
@@ -75,6 +76,7 @@ class Registry:
         self._arriving: set[tuple[str, str]] = set()
         self._folders: PrivateFolder | None = None
         self._placement: Placement | None = None
+        self._groups: WorkerGroups | None = None
         self.tracer: Tracer | None = None
         """Sees the requests of all models that are loaded after it is set."""
 
@@ -216,6 +218,8 @@ class Registry:
         await asyncio.gather(*(self._remove(model, drain_s=drain_s) for model in models))
         if self._folders is not None:
             self._folders.close()
+        if self._groups is not None:
+            self._groups.close()
         self._models.clear()
         self._defaults.clear()
         self.generation += 1
@@ -233,6 +237,7 @@ class Registry:
             version=source.version,
             model_dir=folder if settings.remote_only else await asyncio.to_thread(source.place, folder),
             handler=config.handler or source.handler,
+            groups=self._groups,
         )
         if self._placement is None:
             self._placement = Placement(settings.worker_cores, threads=settings.worker_threads)
@@ -267,4 +272,5 @@ class Registry:
             raise ConfigError(f"serve.tmpfs: {parent} is not a folder")
         remove_stale(parent)
         self._folders = PrivateFolder(parent)
+        self._groups = WorkerGroups.open()
         return self._folders

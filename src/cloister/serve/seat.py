@@ -33,6 +33,8 @@ SLOW_BATCH_S = 0.05
 """A worker whose batches take longer holds nothing ahead: the hand-over is nothing beside them."""
 MAX_WINDOW = 256
 _COPY_BYTES = 1 << 16
+_MAX_BATCHES, _MAX_INFERENCE_S = 1 << 20, 1e6
+"""What one frame may claim: a worker is a guest, and its numbers go into the metrics."""
 
 _ids = itertools.count(9000)
 _encode_head = HeadEncoder()
@@ -181,7 +183,9 @@ class Seat:
         classes = stats.by_class
         held: list[float] = []
         took: list[float] = []
-        if message.batches > 0 and message.inference_s >= 0:
+        if not message.items:  # a flood of these would cost the frontend more than the worker
+            raise MalformedInput("a frame of answers without any")
+        if 0 < message.batches <= _MAX_BATCHES and 0 <= message.inference_s <= _MAX_INFERENCE_S:
             self.batch_s = message.inference_s / message.batches
             stats.inference.observe(self.batch_s, message.batches)
         start = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cloister.serve.groups import WorkerGroups
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.process import WorkerSpec
 from cloister.serve.sandbox.plan import plan_for
@@ -12,7 +13,14 @@ from cloister.settings import ServeSettings
 
 
 def worker_spec(
-    settings: ServeSettings, config: ModelConfig, *, name: str, version: str, model_dir: Path, handler: str
+    settings: ServeSettings,
+    config: ModelConfig,
+    *,
+    name: str,
+    version: str,
+    model_dir: Path,
+    handler: str,
+    groups: WorkerGroups | None,
 ) -> WorkerSpec:
     """The same for a worker beside its frontend and for one on a host of its own.
 
@@ -30,4 +38,5 @@ def worker_spec(
         envelope=settings.service_envelope,
         metrics=read_model_metrics(Path(settings.metrics_config)) if settings.metrics_config else (),
         sandbox=plan_for(settings),
+        groups=groups,
     )

@@ -1,10 +1,9 @@
 """OpenTelemetry traces of predictions: how long a request waited, and how long its worker took.
 
 Off costs nothing: ``Tracer.attach`` puts itself before a supervisor's ``submit``, and without a tracer nobody
-does. A request that comes to no model (404, 401, 429, 413) has one span with its status. On, a request that
-is not sampled costs a look at its headers. A span says when, how long, which model, which status and how many
-bytes. It has no body, no header, no query, no address: of what a caller sent only
-the identifiers of a W3C ``traceparent`` get into it.
+does. On, a request that is not sampled costs a look at its headers. A span says when, how long, which model,
+which status and how many bytes. It has no body, no header, no query, no address: of what a caller sent only
+the identifiers of a W3C ``traceparent`` get into it. What comes to no model has a span with its status alone.
 
 Source: W3C Trace Context, section 3.2 (traceparent); OpenTelemetry specification 1.4x, "Trace SDK".
 """

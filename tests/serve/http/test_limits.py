@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cloister.serve.http import front as front_module
-from cloister.serve.http import linger, protocol
+from cloister.serve.http import linger, outgoing, protocol
 from cloister.serve.jobs import Answer
 from cloister.serve.seat import memory_bytes
 from tests.serve.http.front_end import LIMIT, TEXT, FrontEnd, front_end, post, run
@@ -372,5 +372,32 @@ def test_slow_reader_of_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
             await wire.send(post(b"x"))
             while not end.model.jobs or not end.model.jobs[0].cancelled:
                 await asyncio.sleep(0.01)
+
+    run(test())
+
+
+def test_parts_that_nobody_may_get_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer of endless parts that has to wait for another is given up, and memory stays bounded."""
+    monkeypatch.setattr(outgoing, "MAX_ANSWER_BYTES", 1 << 20)
+
+    async def test() -> None:
+        async with front_end() as end:
+            end.model.held = True
+            wire = await end.connect()
+            await wire.send(post(b"first") + post(b"second"))
+            while len(end.model.jobs) < 2:
+                await asyncio.sleep(0.01)
+            first, second = end.model.jobs
+            sent = 0
+            while not second.cancelled:
+                second.deliver(second, Answer(200, TEXT, bytes(100_000), None, True))
+                sent += 100_000
+                assert sent < 2 << 20
+            first.deliver(first, Answer(200, TEXT, b"done"))
+            assert (await wire.answer())[2] == b"done"
+            assert (await wire.answer())[0] == 503
+            end.model.held = False
+            await wire.send(post(b"third"))
+            assert (await wire.answer())[2] == b"third"
 
     run(test())

@@ -28,7 +28,10 @@ iopl 172; reboot 169; swapon 167; sethostname 170; clone3 435; vfork 58; mknod 1
 rt_sigqueueinfo 129; process_madvise 440; migrate_pages 256; sched_setscheduler 144;
 ioprio_set 251; open_tree 428; move_mount 429; fsopen 430; memfd_secret 447; quotactl 179;
 settimeofday 164; clock_settime 227; vmsplice 278; accept4 288; bind 49; connect 42; setsockopt 54;
-truncate 76; name_to_handle_at 303
+truncate 76; name_to_handle_at 303; splice 275; tee 276; syslog 103; acct 163;
+request_key 249; process_mrelease 448; mount_setattr 442; io_setup 206; io_submit 209;
+finit_module 313; kexec_file_load 320; ioperm 173; fsmount 432; listen 50; sendmmsg 307;
+recvmmsg 299; delete_module 176; vhangup 153
 """
 """Numbers on x86-64."""
 NUMBERS = {name: int(number) for name, number in (pair.split() for pair in TABLE.split(";"))}
@@ -314,6 +317,116 @@ class Attempts:
             except OSError:
                 continue
         time.sleep(30)
+
+    def forge(self, kind):
+        """Speak the worker's own language to the frontend, with lies in it."""
+        from cloister.serve import frames as f
+        from cloister.serve.sandbox.plan import SandboxState
+
+        head = f.HeadEncoder()([(b"content-type", b"text/plain")])
+        lies = {
+            "others": (
+                f.Answers([head], [f.AnswerItem(n, 200, 0, 1) for n in range(1000, 2000)]),
+                [b"x"] * 1000,
+            ),
+            "nothing": (f.Answers([head], []), []),
+            "no head": (f.Answers([], [f.AnswerItem(1, 200, 7, 0)]), []),
+            "ready again": (f.Loaded(), []),
+            "confined again": (f.Confined(SandboxState(network="all")), []),
+        }
+        raw = (
+            b"\x00\x00\x00\x02\x00\x00\x7f\xff\xff\xff\xff\xff"
+            if kind == "length"
+            else b"".join(f.encode_frame(*lies[kind]))
+        )
+        for number in range(3, 256):
+            try:
+                for _ in range(50 if kind == "nothing" else 1):
+                    os.write(number, raw)
+            except OSError:
+                continue
+        time.sleep(30)
+
+    def send_descriptors(self):
+        """Give the frontend descriptors that it did not ask for."""
+        sent = 0
+        for number in range(3, 256):
+            try:
+                frontend = socket.socket(fileno=os.dup(number))
+            except OSError:
+                continue
+            with frontend, open("/dev/null") as null:
+                socket.send_fds(frontend, [b"\xff"], [null.fileno()] * 50)
+                sent += 50
+        time.sleep(30)
+        return sent
+
+    def out_of_band(self):
+        for number in range(3, 256):
+            try:
+                frontend = socket.socket(fileno=os.dup(number))
+            except OSError:
+                continue
+            with frontend:
+                frontend.send(b"!", socket.MSG_OOB)
+        return "sent"
+
+    def hang_up(self):
+        """Close the way to the frontend, and stay."""
+        for number in range(3, 256):
+            try:
+                os.close(number)
+            except OSError:
+                continue
+        time.sleep(600)
+
+    def fill_with_names(self, count):
+        """Files without content, which no size limits."""
+        made = 0
+        try:
+            for made in range(count):
+                os.close(os.open(f"name-{made}", os.O_CREAT | os.O_WRONLY))
+        finally:
+            for number in range(made):
+                os.unlink(f"name-{number}")
+        return made
+
+    def sparse_file(self, size):
+        with open("sparse", "wb") as file:
+            try:
+                file.truncate(size)
+                return "made"
+            finally:
+                os.unlink("sparse")
+
+    def grow(self, kind, limits):
+        try:
+            resource.setrlimit(kind, limits)
+        except ValueError as error:  # Python's word for EPERM
+            raise PermissionError(errno.EPERM, str(error)) from error
+        return "grown"
+
+    def grow_limits(self):
+        return self.grow(resource.RLIMIT_NOFILE, (1 << 20, 1 << 20))
+
+    def grow_memory_limit(self):
+        return self.grow(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    def grow_pipe(self):
+        with pipe() as (reader, _):
+            return fcntl.fcntl(reader, 1031, 1 << 24)
+
+    def inject_keys(self):
+        """Type into the terminal that the frontend may have."""
+        return fcntl.ioctl(0, 0x5412, b"x")
+
+    def linger(self):
+        """Do not end when asked to."""
+        import atexit
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        atexit.register(time.sleep, 600)
+        return "will stay"
 
     def environment(self):
         return dict(os.environ)

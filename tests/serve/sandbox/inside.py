@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -79,6 +80,7 @@ def run_confined(
         text=True,
         timeout=120,
         check=False,
+        env={**os.environ, "HOME": str(folder / "scratch")},  # as a worker's
     )
     assert run.returncode == 0, run.stderr[-3000:]
     state, _, result = run.stdout.partition("\n")

@@ -163,7 +163,7 @@ result = [fill(), attempt(mmap.mmap, -1, 1 << 20)]
 """
     plan = SandboxPlan(level="best-effort", memory_bytes=256 << 20)
     state, result = run_confined(folder, code, plan=plan)
-    assert "memory=256 MiB" in state
+    assert "memory=256 MiB (data)" in state
     assert result == ["ENOMEM", "ENOMEM"]
 
 

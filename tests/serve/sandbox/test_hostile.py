@@ -220,6 +220,10 @@ PROCESSES = [
     ("leave_group",),
     ("outlive",),
     ("allow_dumps",),
+    ("grow_limits",),
+    ("grow_memory_limit",),
+    ("grow_pipe",),
+    ("inject_keys",),
 ]
 KERNEL = [
     ("system_call", name, *arguments)
@@ -236,6 +240,11 @@ KERNEL = [
         ("process_vm_writev", 1, 0, 0, 0, 0, 0), ("process_madvise", 0, 0, 0, 0, 0), ("kcmp", 1, 1, 0, 0, 0),
         ("migrate_pages", 1, 0, 0, 0), ("sched_setscheduler", 0, 0, 0), ("ioprio_set", 1, 0, 0),
         ("open_tree", -100, 0, 0), ("move_mount", 0, 0, 0, 0, 0), ("fsopen", 0, 0), ("memfd_secret", 0),
+        ("splice", 0, 0, 0, 0, 1, 0), ("tee", 0, 0, 1, 0), ("syslog", 3, 0, 0), ("acct", 0),
+        ("request_key", 0, 0, 0, 0), ("process_mrelease", 0, 0), ("mount_setattr", -100, 0, 0, 0, 0),
+        ("io_setup", 1, 0), ("io_submit", 0, 0, 0), ("finit_module", 0, 0, 0), ("ioperm", 0, 1, 1),
+        ("kexec_file_load", 0, 0, 0, 0, 0), ("fsmount", 0, 0, 0), ("listen", 3, 1), ("vhangup",),
+        ("sendmmsg", 3, 0, 0, 0), ("recvmmsg", 3, 0, 0, 0, 0), ("delete_module", 0, 0),
         ("quotactl", 0, 0, 0, 0), ("settimeofday", 0, 0), ("clock_settime", 0, 0), ("vmsplice", 0, 0, 0, 0),
     )
 ]  # fmt: skip
@@ -324,6 +333,8 @@ def test_descriptors(world: World) -> None:
         (("fill_shared_memory", 4096 * MEBIBYTE), "ENOMEM"),
         (("fill_folder", 1024 * MEBIBYTE), "ENOSPC"),
         (("open_files", 100_000), "EMFILE"),
+        (("fill_with_names", 1_000_000), "ENOSPC"),
+        (("sparse_file", 1 << 40), "EFBIG"),
     ],
 )
 def test_using_up(world: World, attempt: tuple[Any, ...], error: str) -> None:
@@ -378,6 +389,53 @@ def test_garbage_frames(raw: str, tmp_path: Path) -> None:
             world.check_well()
             world.wait_back()
             assert server.stop() == 0
+
+
+FORGED = ["others", "nothing", "no head", "ready again", "confined again", "length"]
+
+
+def test_frames_of_a_liar(tmp_path: Path) -> None:
+    """Well-formed lies end their worker; the frontend keeps no descriptor, and serves on."""
+    attempts = [*(("forge", kind) for kind in FORGED), ("send_descriptors",), ("out_of_band",), ("hang_up",)]
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-") as folder:
+        pack(tmp_path, "hostile", HOSTILE)
+        pack(tmp_path, "innocent", INNOCENT)
+        with Server(flags_for(tmp_path, Path(folder))) as server:
+            server.wait_ready()
+            world = World(server, server.predict("innocent", content=b"x").json(), tmp_path, Path(folder))
+            world.wait_back()
+            before = len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+            for attempt in attempts:
+                answer = server.predict("hostile", json=attempt)
+                assert answer.status_code in (500, 503, 507) or attempt == ("out_of_band",), (
+                    attempt,
+                    answer.text,
+                )
+                assert answer.content != b"x"
+                world.check_well()
+                world.wait_back()
+            listed = {
+                model["modelName"]: model["sandbox"]
+                for model in httpx.get(f"{server.url}/models").json()["models"]
+            }
+            assert listed["hostile"] == listed["innocent"]
+            assert abs(len(list(Path(f"/proc/{server.pid}/fd").iterdir())) - before) <= 2
+            assert server.stop() == 0
+            assert "Traceback" not in server.stderr
+
+
+def test_who_will_not_leave(tmp_path: Path) -> None:
+    """A worker that ignores every wish that it end is ended, and the server in good time after it."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="test-") as folder:
+        pack(tmp_path, "hostile", HOSTILE)
+        with Server(flags_for(tmp_path, Path(folder))) as server:
+            server.wait_ready()
+            assert server.predict("hostile", json=["linger"]).json() == {"done": "will stay"}
+            workers = server.workers()
+            started = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - started < 20
+            assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
 def test_server_stops_with_hostile_work_running(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ class Exchange(Job, eq=False, kw_only=True):
     """The caller asked for the connection to be closed after the answer."""
     answers: list[Answer] | None = None
     """Parts that wait for earlier requests' answers, or for the rest to be sealed with."""
+    held_bytes: int = 0
+    """How long these are."""
     done: bool = False
     """The last part has come."""
     own: bool = False

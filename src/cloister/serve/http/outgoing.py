@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from cloister.errors import ModelFailed
+from cloister.serve.frames import MAX_ANSWER_BYTES
 from cloister.serve.http.answers import join_parts, render_parts, render_whole
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.exchange import Exchange
@@ -23,7 +24,7 @@ from cloister.serve.http.heads import Head
 from cloister.serve.http.linger import Linger
 from cloister.serve.http.messages import Response
 from cloister.serve.http.predictions import next_request_id
-from cloister.serve.jobs import Answer
+from cloister.serve.jobs import TOO_LARGE, Answer
 
 MAX_PIPELINED = 64
 """With this many answers outstanding, a connection is not read further."""
@@ -105,6 +106,12 @@ class Outgoing(HttpToolsProtocol):
         if exchange.answers is None:
             exchange.answers = []
         exchange.answers.append(answer)
+        if answer.more:
+            exchange.held_bytes += len(answer.body)
+            if exchange.held_bytes > MAX_ANSWER_BYTES and not exchange.streaming:
+                exchange.cancel()
+                self._complete(exchange, render_failure(ModelFailed(TOO_LARGE)))
+                return
         self._flush_soon()
 
     def _complete(self, exchange: Exchange, response: Response) -> None:
@@ -130,7 +137,7 @@ class Outgoing(HttpToolsProtocol):
             answers = exchange.answers
             if answers is None or (exchange.sealer is not None and not exchange.done):
                 break
-            exchange.answers = None
+            exchange.answers, exchange.held_bytes = None, 0
             if exchange.done:
                 pending.popleft()
             close = self._closes_after(exchange)

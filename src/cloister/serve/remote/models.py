@@ -92,6 +92,7 @@ class HostModels:
                 version=key.version,
                 model_dir=placed.folder,
                 handler=placed.handler,
+                groups=None,
             )
         finally:
             placed.users -= 1

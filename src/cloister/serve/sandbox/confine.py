@@ -22,7 +22,7 @@ from pathlib import Path
 from cloister.errors import ConfigError
 from cloister.serve.sandbox import landlock
 from cloister.serve.sandbox.kernel import PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
-from cloister.serve.sandbox.limits import apply_limits, limit_memory, limit_threads
+from cloister.serve.sandbox.limits import apply_limits, limit_memory, limit_threads, limits_data
 from cloister.serve.sandbox.mounts import SHARED_MEMORY, enter_own_root
 from cloister.serve.sandbox.namespaces import Entered, enter_namespaces
 from cloister.serve.sandbox.plan import SandboxPlan, SandboxState, View
@@ -51,7 +51,7 @@ def confine(
         ConfigError: the plan requires more than this machine allows. The process must end.
     """
     if plan.level == "off":
-        return SandboxState(memory=limit_memory(plan))
+        return SandboxState(memory=limit_memory(plan, gpu=gpu))
     if len(list(Path("/proc/self/task").iterdir())) != 1:
         raise ConfigError("the sandbox must be entered before threads are started")
     limit_scratch = plan.scratch_bytes if model != scratch else 0
@@ -62,7 +62,7 @@ def confine(
         limit_threads()
     namespaces = entered is not Entered.NONE
     own_root = namespaces and _try_own_root(view, scratch, limit_scratch)
-    memory = limit_memory(plan)
+    memory = limit_memory(plan, gpu=gpu)
     _close_all_but(keep)
     drop_capabilities()
     prctl(PR_SET_NO_NEW_PRIVS, 1)
@@ -138,7 +138,7 @@ def _try_filter(plan: SandboxPlan, abi: int, *, gpu: bool) -> bool:
         processes=plan.processes,
         signals=plan.processes and abi >= SIGNALS_FROM_ABI,
         devices=gpu,
-        memory_limit=plan.memory_bytes > 0,
+        memory_limit=limits_data(plan, gpu=gpu) and not plan.grouped,
     )
     try:
         install_filter(rules)

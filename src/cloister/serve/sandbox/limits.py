@@ -36,16 +36,25 @@ def limit_threads() -> None:
     _lower(resource.RLIMIT_NPROC, _THREADS)
 
 
-def limit_memory(plan: SandboxPlan) -> str:
-    """Lower this process's limit of memory; returns it in words, empty if there is none.
+def limits_data(plan: SandboxPlan, *, gpu: bool) -> bool:
+    """Whether ``limit_memory`` lowers this process's own limit."""
+    # What a GPU's driver maps is private and writable, and no memory.
+    return plan.memory_bytes > 0 and not (gpu and plan.memory_is_default)
+
+
+def limit_memory(plan: SandboxPlan, *, gpu: bool = False) -> str:
+    """Lower this process's limit of memory; returns what limits it in words, empty if nothing does.
 
     What is limited is private and writable (``RLIMIT_DATA``). The address space is no measure of it: PyTorch
     reserves many times what it uses.
     """
-    if not plan.memory_bytes:
-        return ""
-    _lower(resource.RLIMIT_DATA, plan.memory_bytes)
-    return f"{plan.memory_bytes >> 20} MiB"
+    by = []
+    if limits_data(plan, gpu=gpu):
+        _lower(resource.RLIMIT_DATA, plan.memory_bytes)
+        by.append("data")
+    if plan.memory_bytes and plan.grouped:
+        by.append("cgroup")
+    return f"{plan.memory_bytes >> 20} MiB ({'+'.join(by)})" if by else ""
 
 
 def _lower(kind: int, value: int) -> None:

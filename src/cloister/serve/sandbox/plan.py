@@ -7,8 +7,11 @@ from typing import Literal
 
 import msgspec
 
+from cloister.serve.memory_watch import total_bytes
 from cloister.settings import ServeSettings
 
+DEFAULT_PERCENT = 80
+"""Of the memory that there is, for one worker where nobody chose: so that no model takes all of it."""
 Level = Literal["required", "best-effort", "off"]
 
 
@@ -20,6 +23,10 @@ class SandboxPlan(msgspec.Struct, array_like=True, frozen=True):
     """The handler may start processes and programs."""
     memory_bytes: int = 0
     """Most private memory; 0 means any amount."""
+    memory_is_default: bool = False
+    """Nobody chose it: it is left off where it could be in the way, with a GPU."""
+    grouped: bool = False
+    """The frontend has put the worker into a control group of its own."""
     scratch_bytes: int = 0
     """Most that it may write into its own folder; 0 means any amount."""
     open_files: int = 1024
@@ -42,7 +49,7 @@ class SandboxState(msgspec.Struct, array_like=True, frozen=True):
     syscalls: str = ""
     """``allow-list``."""
     memory: str = ""
-    """``<n> MiB``."""
+    """``<n> MiB`` and by what: of ``data`` (``RLIMIT_DATA``) and ``cgroup``."""
     scratch: str = ""
     """``<n> MiB``, or ``<n> MiB a file`` where only single files can be limited."""
 
@@ -66,7 +73,8 @@ class View(msgspec.Struct, frozen=True):
 
 
 def plan_for(settings: ServeSettings) -> SandboxPlan:
-    """What these settings ask of every worker."""
+    """What these settings ask of every worker on this machine."""
+    by_default = settings.worker_memory_mb < 0
     level: Level
     if settings.sandbox == "auto":
         level = "required" if settings.mode == "protected" else "off"
@@ -75,7 +83,10 @@ def plan_for(settings: ServeSettings) -> SandboxPlan:
     return SandboxPlan(
         level=level,
         processes=settings.sandbox_processes,
-        memory_bytes=settings.worker_memory_mb << 20,
+        memory_bytes=total_bytes() * DEFAULT_PERCENT // 100
+        if by_default
+        else settings.worker_memory_mb << 20,
+        memory_is_default=by_default,
         scratch_bytes=settings.worker_scratch_mb << 20,
         readable=settings.sandbox_paths,
     )
