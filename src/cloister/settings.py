@@ -206,6 +206,8 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     decision_log_key: str = ""
     """Ed25519 key (PEM) that signs ``decision_log``, made on first use; empty makes one in memory at each
     start, with a new log."""
+    decision_log_mb: int = 64
+    """How long ``decision_log`` may get, in MiB; then it goes on in a new file, as one chain. 0: any."""
     ohttp_kem: Literal["x25519", "p-256", "mlkem768-x25519"] = "x25519"
     """Kind of the OHTTP key. ``mlkem768-x25519`` withstands quantum computers too; web pages have
     no such key yet."""

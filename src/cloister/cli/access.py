@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 from rich.table import Table
 
 from cloister.cli.options import Json, now
-from cloister.cli.output import console, show_json
+from cloister.cli.output import console, fields_table, show_json
 from cloister.errors import ConfigError
 
 app = typer.Typer(help="Who may call which model: try policies out, hand out API keys.", no_args_is_help=True)
@@ -66,6 +67,34 @@ def explain(
         console.print(("allowed: " if decision.allowed else "refused: ") + decision.reason, markup=False)
     if not decision.allowed:
         raise typer.Exit(3)
+
+
+@app.command("audit")
+def audit(
+    file: Annotated[Path, typer.Argument(help="The log, as serve.decision_log names it.")],
+    key: Annotated[Path | None, typer.Option("--key", help="Its public key; default: FILE.pub.")] = None,
+    checkpoints: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoints", help="An earlier copy: the log must still hold what it held then."),
+    ] = None,
+    running: Annotated[
+        bool,
+        typer.Option("--running", help="Accept a last batch that is not whole, as after a crash."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check the log of decisions and the files that it went on from: nothing edited, removed or cut off."""
+    from cloister.kbs.audit import read_audit_key
+    from cloister.kbs.audit_export import read_checkpoints
+    from cloister.serve.access.decision_file import verify_decisions
+
+    public = read_audit_key(key or file.with_name(file.name + ".pub"))
+    kept = [checkpoint for path in checkpoints or () for checkpoint in read_checkpoints(path)]
+    facts = asdict(verify_decisions(file, public, checkpoints=kept, running=running))
+    if as_json:
+        show_json(facts)
+    else:
+        console.print(fields_table("log of decisions verified", facts))
 
 
 @keys.command("add")

@@ -33,6 +33,7 @@ Kind = Literal[
     "document",
     "permitted",
     "refused",
+    "repaired",
 ]
 
 

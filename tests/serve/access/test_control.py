@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc.jwk import ECKey
 
 from cloister.policy.requests import Caller, WatchedPolicy
 from cloister.serve.access.api_keys import make_api_key, remove_api_key
+from cloister.serve.access.audit import DecisionLog
 from cloister.serve.access.control import (
     AccessControl,
     Forbidden,
@@ -21,6 +23,7 @@ from cloister.serve.access.control import (
     TooManyRequests,
     Unauthenticated,
 )
+from cloister.serve.access.decision_file import verify_decisions
 from cloister.serve.access.issuers import Issuer
 from cloister.serve.access.limits import CallerLimits
 from tests.fakes.authority import Authority
@@ -287,3 +290,28 @@ def test_digest_of_callers(policy: Path, tmp_path: Path) -> None:
         control.identify(bearer(make_token("https://i.example")))
     assert control.identify(bearer(make_token("https://i.example", RSA, "RS256")))[0].subject == "alice"
     assert len(digests) == 9
+
+
+def test_what_is_logged(policy: Path, tmp_path: Path) -> None:
+    """Refused credentials and requests, and those over a limit, are logged; no credential is."""
+    keys, path = tmp_path / "keys.jsonl", tmp_path / "decisions.jsonl"
+    key, signer = make_api_key(keys, "ci", now=NOW), ed25519.Ed25519PrivateKey.generate()
+    log = DecisionLog(path, signer)
+    control = AccessControl(WatchedPolicy(policy), api_keys=keys, limits=CallerLimits(per_day=1), log=log)
+    control.admit("predict", "m", "", "tls", bearer(key))
+    for headers, error in (
+        (bearer(key), TooManyRequests),
+        ([], Forbidden),
+        (bearer("clk_canary"), Unauthenticated),
+        (bearer("canary.canary.canary"), Unauthenticated),
+    ):
+        with pytest.raises(error):
+            control.admit("predict", "m", "", "tls", headers)
+    log.close()
+    summary = verify_decisions(path, signer.public_key())
+    assert (summary.permitted, summary.refused) == (1, 4)
+    entries = [json.loads(line)["entry"] for line in path.read_text().splitlines() if '"entry"' in line]
+    assert {entry["subject"] for entry in entries} == {"api-key:ci", "anonymous:", "unauthenticated:"}
+    assert "over the caller's rate or quota" in {entry["reason"] for entry in entries}
+    assert "canary" not in path.read_text()
+    assert key not in path.read_text()

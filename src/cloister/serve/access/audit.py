@@ -1,8 +1,7 @@
 """The log of decisions: who was let in or refused, to do what with which model, by which policy. No content.
 
-JSON lines in the form of the broker's export (``cloister.kbs.audit_export``): a chain of hashes, and a signed
-checkpoint at the end of each batch, so that an edited, removed or reordered line is found, and a cut is found
-by the next checkpoint or by one that was kept elsewhere.
+A chain of hashes with a signed checkpoint at the end of each batch (``decision_file``): an edited, removed or
+reordered line is found, and a cut is found by the next checkpoint or by one that was kept elsewhere.
 
 A decision that repeats is not a line of its own: the first one is written at once, and those that follow
 within ``REPEAT_S`` are one more line, which says how many they were.
@@ -10,27 +9,24 @@ within ``REPEAT_S`` are one more line, which says how many they were.
 
 from __future__ import annotations
 
-import json
-import os
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from cloister.errors import ConfigError
-from cloister.kbs.audit_export import FORMAT, read_open_log
-from cloister.kbs.chain import GENESIS, AuditBroken, AuditEvent, Head, entry_after, hash_of
-from cloister.kbs.checkpoints import Checkpoint
+from cloister.errors import CloisterError, ConfigError
+from cloister.kbs.chain import AuditEvent
 from cloister.policy.cedar import Decision
 from cloister.policy.requests import Action, Caller
+from cloister.serve.access.decision_file import DecisionFile
 
 REPEAT_S = 60.0
 WRITE_S = 1.0
 MAX_WAITING = 10_000
-"""Decisions that are told apart at once; further ones of that second are written as one line per action."""
+"""Decisions that are told apart at once; further ones are written as one line per action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +39,23 @@ class _Subject:
     policy_ids: tuple[str, ...]
     reason: str
 
+    def event(self, count: int, now: datetime) -> AuditEvent:
+        return AuditEvent(
+            kind="permitted" if self.allowed else "refused",
+            time=now,
+            subject=self.caller,
+            resource=f"{self.model}/{self.version}" if self.version else self.model,
+            claims={"action": self.action, "count": count},
+            policy_ids=self.policy_ids,
+            reason=self.reason,
+        )
+
 
 class DecisionLog:
-    """Appends decisions to a file, in a thread of its own; safe to use from many threads."""
+    """Appends decisions to a file, in a thread of its own; safe to use from many threads.
+
+    While the file cannot be written, the decisions wait in memory.
+    """
 
     def __init__(
         self,
@@ -53,25 +63,25 @@ class DecisionLog:
         key: ed25519.Ed25519PrivateKey,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        max_bytes: int = 0,
+        on_problem: Callable[[CloisterError], None] = lambda _: None,
     ) -> None:
         """Open the file; what is in it is checked first.
 
+        Args:
+            max_bytes: how long one file may get; 0 for any length.
+            on_problem: is told once when the file cannot be written.
         Raises:
-            AuditBroken: the chain in the file is broken.
+            AuditBroken, BadSignature: the chain in the file is broken, or another key's.
             ConfigError: it cannot be used.
         """
-        self._key, self._clock = key, clock
-        self._head = _resume(path, key)
-        try:
-            self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "a")
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}") from error
-        if self._head == Head(0, GENESIS) and self._file.tell() == 0:
-            self._file.write(_line({"format": FORMAT, "after": 0, "hash": GENESIS}))
+        self._clock, self._on_problem = clock, on_problem
+        self._file = DecisionFile(path, key, now=clock(), max_bytes=max_bytes)
         self._lock = threading.Lock()
         self._new: dict[_Subject, int] = {}
         self._repeated: dict[_Subject, int] = {}
         self._since: dict[_Subject, datetime] = {}
+        self._failing = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="cloister-decisions", daemon=True)
         self._thread.start()
@@ -86,9 +96,7 @@ class DecisionLog:
             if subject in self._since:
                 self._repeated[subject] = self._repeated.get(subject, 0) + count
             else:
-                if len(self._new) >= MAX_WAITING and subject not in self._new:
-                    subject = _Subject("(many callers)", action, "", "", decision.allowed, (), "")
-                self._new[subject] = self._new.get(subject, 0) + count
+                self._add(subject, count)
 
     def close(self) -> None:
         """Write what is left, and end."""
@@ -105,55 +113,36 @@ class DecisionLog:
         now = self._clock()
         with self._lock:
             new, self._new = self._new, {}
-            ended = {
+            over = [
                 s for s, since in self._since.items() if last or (now - since).total_seconds() >= REPEAT_S
-            }
-            repeated = {s: n for s, n in self._repeated.items() if s in ended}
-            for subject in ended:
+            ]
+            for subject in over:
                 del self._since[subject]
-                self._repeated.pop(subject, None)
-            if not last:
-                self._since.update(dict.fromkeys(new, now))
+            repeated = {s: self._repeated.pop(s) for s in over if s in self._repeated}
         if not new and not repeated:
             return
-        for subject, count in (*new.items(), *repeated.items()):
-            self._append(subject, count, now)
-        checkpoint = Checkpoint.sign(self._head.sequence, self._head.hash, now, self._key)
-        self._file.write(_line({"checkpoint": checkpoint.to_mapping()}))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        events = [subject.event(count, now) for subject, count in (*new.items(), *repeated.items())]
+        try:
+            self._file.append(events, now)
+        except ConfigError as error:
+            self._put_back(new, repeated)
+            if not self._failing:
+                self._on_problem(error)
+            self._failing = True
+            return
+        self._failing = False
+        if not last:
+            with self._lock:
+                room = max(0, MAX_WAITING - len(self._since))
+                self._since.update(dict.fromkeys(list(new)[:room], now))
 
-    def _append(self, subject: _Subject, count: int, now: datetime) -> None:
-        model = f"{subject.model}/{subject.version}" if subject.version else subject.model
-        event = AuditEvent(
-            kind="permitted" if subject.allowed else "refused",
-            time=now,
-            subject=subject.caller,
-            resource=model,
-            claims={"action": subject.action, "count": count},
-            policy_ids=subject.policy_ids,
-            reason=subject.reason,
-        )
-        entry = entry_after(self._head, event)
-        digest = hash_of(entry)
-        document = asdict(entry)
-        del document["hash"]
-        self._file.write(_line({"entry": document, "hash": digest}))
-        self._head = Head(entry.sequence, digest)
+    def _put_back(self, *taken: Mapping[_Subject, int]) -> None:
+        with self._lock:
+            for counts in taken:
+                for subject, count in counts.items():
+                    self._add(subject, count)
 
-
-def _resume(path: Path, key: ed25519.Ed25519PrivateKey) -> Head:
-    """Where an existing file ends; a last batch without its checkpoint was cut by a crash, and is kept."""
-    if not path.exists() or path.stat().st_size == 0:
-        return Head(0, GENESIS)
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return read_open_log(lines, key.public_key())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}") from error
-    except AuditBroken as error:
-        raise AuditBroken(f"{path}: {error.message}", hint="move the file away, and look into it") from error
-
-
-def _line(document: object) -> str:
-    return json.dumps(document, separators=(",", ":")) + "\n"
+    def _add(self, subject: _Subject, count: int) -> None:
+        if len(self._new) >= MAX_WAITING and subject not in self._new:
+            subject = _Subject("(many callers)", subject.action, "", "", subject.allowed, (), "")
+        self._new[subject] = self._new.get(subject, 0) + count

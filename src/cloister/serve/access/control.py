@@ -20,6 +20,7 @@ import rfc8785
 
 from cloister.crypto.client_certificates import ClientCertificate, read_client_certificate
 from cloister.errors import CloisterError, TransportError
+from cloister.policy.cedar import Decision
 from cloister.policy.requests import ANONYMOUS, Action, Caller, FixedPolicy, WatchedPolicy
 from cloister.serve.access.api_keys import PREFIX, find_record, read_api_keys
 from cloister.serve.access.audit import DecisionLog
@@ -35,6 +36,7 @@ REFRESH_S = 2.0
 """How often files are looked at, and issuers asked where that is due."""
 CREDENTIALS = (b"authorization", b"x-api-key")
 UNKNOWN_MODEL = "(unknown)"
+_NOBODY = Caller(kind="unauthenticated")
 _BEARER = b"bearer "
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -191,19 +193,23 @@ class AccessControl:
             TooManyRequests: over the caller's limits.
         """
         until_s = float("inf")
+        named = (model, version) if known else (UNKNOWN_MODEL, "")
         if caller is None:
-            caller, until_s = self.identify(headers, certificate)
+            try:
+                caller, until_s = self.identify(headers, certificate)
+            except Unauthenticated as error:
+                self._note(_NOBODY, action, named, Decision(False, (), error.message))
+                raise
         shown = read_client_certificate(certificate).name if certificate else ""
         decision = self._policy.policy.decide(caller, action, model, version, way, shown)
-        if self._log is not None:
-            named = (model, version) if known else (UNKNOWN_MODEL, "")
-            self._log.record(caller, action, *named, decision)
+        wait_s = self._limits.wait_s(caller.name, self._clock()) if decision.allowed else 0
+        if wait_s:
+            self._note(caller, action, named, Decision(False, (), "over the caller's rate or quota"))
+            raise TooManyRequests(wait_s)
+        self._note(caller, action, named, decision)
         if not decision.allowed:
             # The reason names policies and attributes: that is for the log, not for a stranger.
             raise Forbidden(f"{caller.kind} caller may not {action} {model or 'here'}")
-        wait_s = self._limits.wait_s(caller.name, self._clock())
-        if wait_s:
-            raise TooManyRequests(wait_s)
         return Admission(caller, until_s)
 
     def identify(self, headers: Headers, certificate: bytes = b"") -> tuple[Caller, float]:
@@ -230,6 +236,10 @@ class AccessControl:
             raise
         except CloisterError as error:
             raise Unauthenticated(error.message) from error
+
+    def _note(self, caller: Caller, action: Action, named: tuple[str, str], decision: Decision) -> None:
+        if self._log is not None:
+            self._log.record(caller, action, *named, decision)
 
     def refresh(self) -> None:
         """Look at files and issuers; blocks on both. To be called every ``REFRESH_S`` from a thread."""

@@ -15,6 +15,7 @@ from cloister.kbs.owner_files import load_or_make_ed25519
 from cloister.policy.requests import FixedPolicy, WatchedPolicy
 from cloister.serve.access.audit import DecisionLog
 from cloister.serve.access.control import REFRESH_S, AccessControl
+from cloister.serve.access.decision_file import rotated_parts
 from cloister.serve.access.issuers import Issuer
 from cloister.serve.access.limits import CallerLimits
 from cloister.serve.client_tls import read_client_ca
@@ -118,13 +119,16 @@ def _open_log(serve: ServeSettings) -> DecisionLog | None:
     log.info(
         "decision log", public_key=public.decode().splitlines()[1], of_this_run=not serve.decision_log_key
     )
-    return DecisionLog(path, key)
+    return DecisionLog(path, key, max_bytes=serve.decision_log_mb << 20, on_problem=_report_log)
+
+
+def _report_log(problem: CloisterError) -> None:
+    log.error("decisions are not on disk, and wait in memory", reason=problem.message)
 
 
 def _set_aside(path: Path) -> None:
     """A key of this run cannot go on with a log that another run's key has signed."""
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-    for name in (path.name, path.name + ".pub"):
-        former = path.with_name(name)
+    for former in (*rotated_parts(path), path, path.with_name(path.name + ".pub")):
         if former.exists():
-            former.replace(path.with_name(f"{path.name}.{stamp}{name.removeprefix(path.name)}"))
+            former.replace(path.with_name(f"{path.name}.{stamp}{former.name.removeprefix(path.name)}"))
