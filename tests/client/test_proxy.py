@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -92,6 +93,119 @@ def test_node(proxy: Proxy) -> None:
     command = ["node", "--input-type=module", "-e", script, f"{proxy.url}/predictions/echo"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     assert answer.stdout.split() == ["200", "/predictions/echo"]
+
+
+def test_node_streams(service: SealedService, proxy: Proxy) -> None:
+    """Node's fetch reads an answer piece by piece, sends a body in chunks, and hears of a cut answer."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    script = """
+    const body = new ReadableStream({start(c) { for (const p of ["on", "e"]) c.enqueue(new TextEncoder().encode(p)); c.close(); }});
+    const r = await fetch(process.argv[1], {method: "POST", body, duplex: "half"});
+    let pieces = 0, text = "";
+    const decoder = new TextDecoder();
+    try { for await (const piece of r.body) { pieces += 1; text += decoder.decode(piece); } } catch { text = "cut"; }
+    console.log(JSON.stringify({status: r.status, text, pieces}));
+    """  # noqa: E501
+    command = ["node", "--input-type=module", "-e", script, f"{proxy.url}/x"]
+    service.answer = lambda request: bhttp.Response(200, (), request.content * 2)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["text"] == "oneone"
+    service.change_stream = lambda parts: islice(parts, 3)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["text"] == "cut"
+
+
+def curl(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run curl."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    return subprocess.run(["curl", "-sS", *words], capture_output=True, timeout=30, check=False, **options)
+
+
+def test_curl_head(service: SealedService, proxy: Proxy) -> None:
+    """HEAD brings the headers of the answer, its length included, and no body."""
+    service.answer = lambda request: bhttp.Response(200, ((b"content-length", b"1234"), (b"x-a", b"b")))
+    done = curl("-I", f"{proxy.url}/v2/health/ready")
+    assert done.returncode == 0
+    assert b"content-length: 1234" in done.stdout.lower()
+    assert service.requests[0].method == b"HEAD"
+
+
+def test_curl_expects_to_go_on(service: SealedService, proxy: Proxy) -> None:
+    """A caller that waits for 100 Continue is told to go on, and the model does not hear of that."""
+    service.answer = lambda request: bhttp.Response(200, (), str(len(request.content)).encode())
+    done = curl("-v", "-H", "Expect: 100-continue", "-T", "-", f"{proxy.url}/x", input=bytes(3_000_000))
+    assert (done.stdout, b"100 Continue" in done.stderr) == (b"3000000", True)
+    assert service.requests[0].header(b"expect") is None
+
+
+def test_headers_of_one_connection(service: SealedService, proxy: Proxy) -> None:
+    """What ``Connection`` names stays on this side, and so does a wish to speak another protocol."""
+    headers = {"connection": "keep-alive, x-hop, upgrade", "x-hop": "1", "upgrade": "websocket", "x-own": "2"}
+    headers |= {"sec-websocket-key": "eDp3AAAAAAAAAAAAAAAAAA==", "sec-websocket-version": "13"}
+    assert httpx.get(f"{proxy.url}/x", headers=headers).status_code == 200
+    names = {name for name, _ in service.requests[0].headers}
+    assert b"x-own" in names
+    assert not names & {b"connection", b"x-hop", b"upgrade", b"keep-alive"}
+
+
+def test_large_bodies(service: SealedService, proxy: Proxy) -> None:
+    """Bodies that are much larger than what the proxy keeps pass both ways, whole."""
+    service.piece_bytes = 1 << 14
+    service.answer = lambda request: bhttp.Response(200, (), request.content[::-1])
+    content = bytes(range(256)) * (12 << 12)
+    before = resident(proxy)
+    assert httpx.post(f"{proxy.url}/x", content=content, timeout=60).content == content[::-1]
+    assert resident(proxy) - before < 3 * len(content)
+
+
+def resident(proxy: Proxy) -> int:
+    """Bytes of memory that the process holds."""
+    status = Path(f"/proc/{proxy.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) << 10
+
+
+def test_new_keys_behind_it(service: SealedService, proxy: Proxy) -> None:
+    """A request that meets a new key is sealed again, so that programs notice nothing; a long one says so."""
+    service.answer = lambda request: bhttp.Response(200, (), b"taken")
+    assert httpx.post(f"{proxy.url}/x", content=b"one").status_code == 200
+    service.gateway = Gateway.generate()
+    assert httpx.post(f"{proxy.url}/x", content=b"two").status_code == 200
+    service.gateway = Gateway.generate()
+    refused = httpx.post(f"{proxy.url}/x", content=bytes(2 << 20))
+    assert (refused.status_code, refused.json()["type"]) == (502, "UnknownKeyConfig")
+    assert httpx.post(f"{proxy.url}/x", content=bytes(2 << 20)).status_code == 200
+
+
+def test_health_of_a_service_that_does_not_verify(service: SealedService, proxy: Proxy) -> None:
+    """Health says which check failed as soon as the proxy knows, and is well again when the service is."""
+    httpx.get(f"{proxy.url}/x")
+    honest = service.make_bundle
+    service.make_bundle = lambda nonce: honest(bytes(32))
+    service.gateway = Gateway.generate()
+    httpx.get(f"{proxy.url}/x")
+    health = httpx.get(f"{proxy.url}/.well-known/cloister/proxy")
+    assert (health.status_code, health.json()["type"]) == (502, "BindingMismatch")
+    service.make_bundle = honest
+    assert httpx.get(f"{proxy.url}/.well-known/cloister/proxy").status_code == 200
+
+
+def test_nothing_of_the_content_is_printed(service: SealedService, proxy: Proxy) -> None:
+    """Path, query, headers, body and answer are absent from what the proxy prints, in failure too."""
+    secret = {"x-own": CANARY, "authorization": f"Bearer {CANARY}"}
+    service.answer = lambda request: bhttp.Response(500, ((b"x-a", CANARY.encode()),), CANARY.encode() * 9)
+    httpx.post(f"{proxy.url}/{CANARY}?q={CANARY}", content=CANARY, headers=secret)
+    service.change_stream = lambda parts: islice(parts, 4)
+    with pytest.raises(httpx.RemoteProtocolError):
+        httpx.post(f"{proxy.url}/{CANARY}?q={CANARY}", content=CANARY, headers=secret)
+    service.streamed = None  # type: ignore[assignment]
+    assert httpx.post(f"{proxy.url}/{CANARY}", content=CANARY, headers=secret).status_code == 502
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+        caller.sendall(f"GET /{CANARY} HTTP/9.9\r\n{CANARY}\r\n\r\n".encode())
+        caller.recv(1000)
+    assert CANARY not in proxy.stop()
 
 
 def test_streams(service: SealedService, proxy: Proxy) -> None:

@@ -87,6 +87,8 @@ def test_new_key(service: SealedService, http: httpx.Client) -> None:
     with pytest.raises(UnknownKeyConfig, match="cannot be sent twice"):
         http.post("/x", content=iter([b"a"]))
     assert service.evidence_given == 2
+    assert http.post("/x", content=iter([b"a"])).status_code == 200
+    assert service.evidence_given == 3
 
 
 def test_replay(service: SealedService, http: httpx.Client) -> None:

@@ -130,6 +130,8 @@ class SealedService:
         self.render: Callable[[bhttp.Response], bytes] = bhttp.render_response
         self.outer_headers: dict[str, str] = {}
         """Of each of its answers, in the clear."""
+        self.piece_bytes = 3
+        """Content of a chunk of a streamed answer."""
         self.evidence_given = 0
         self.policy_digest = POLICY_DIGEST
         self.capsules: list[bytes] = []
@@ -198,8 +200,9 @@ class SealedService:
         sealer = stream.response_sealer()
         yield sealer.begin()
         yield sealer.seal(Writer.head(answer))
-        for start in range(0, len(answer.content), 3):
-            yield sealer.seal(Writer.content(answer.content[start : start + 3]))
+        size = self.piece_bytes
+        for start in range(0, len(answer.content), size):
+            yield sealer.seal(Writer.content(answer.content[start : start + size]))
         yield sealer.seal(Writer.end(), final=True)
 
     def hang_up(self) -> None:

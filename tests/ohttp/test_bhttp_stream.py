@@ -127,3 +127,25 @@ def test_content_comes_before_the_end() -> None:
     assert reader.receive(Writer.content(b"second")) == b"second"
     with pytest.raises(MalformedInput):
         Reader(Response).finish()
+
+
+def test_very_many_pieces() -> None:
+    """A request has a limit of pieces; an answer may be a stream without end."""
+    piece = Writer.content(b"x") * 1000
+    answer, asked = Reader(Response), Reader(Request)
+    answer.receive(Writer.head(Response(200)))
+    asked.receive(Writer.head(Request(b"POST", b"https", b"h", b"/")))
+    for _ in range(70):
+        assert answer.receive(piece) == b"x" * 1000
+    for _ in range(65):
+        asked.receive(piece)
+    with pytest.raises(MalformedInput, match="more than 65536"):
+        asked.receive(piece)
+
+
+def test_endless_interim_answers() -> None:
+    """Interim answers without end are refused before they fill memory."""
+    reader = Reader(Response)
+    reader.receive(b"\x03" + b"\x40\x67\x00" * 16)
+    with pytest.raises(MalformedInput, match="interim"):
+        reader.receive(b"\x40\x67\x00")

@@ -97,7 +97,9 @@ def proxy(
     listener.listen(128)
     where = str(unix) if unix else "http://{}:{}".format(*listener.getsockname()[:2])
     typer.echo(f"Cloister proxy: {where} -> {url}, verified and sealed")
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="on")
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none"
+    )
     # uvicorn raises the signal that ended it once more, for whoever started it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

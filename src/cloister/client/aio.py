@@ -34,7 +34,7 @@ from cloister.client.sealing import (
     is_stream,
     seal_whole,
 )
-from cloister.errors import CloisterError, TransportError
+from cloister.errors import CloisterError, TransportError, UnknownKeyConfig
 from cloister.ohttp import bhttp
 
 
@@ -99,7 +99,11 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
                     response = None
                 if response is not None:
                     return response
-            attempts.with_other_keys()
+            try:
+                attempts.with_other_keys()
+            except UnknownKeyConfig:
+                await self._forget(channel)
+                raise
             stale = channel
 
     async def aclose(self) -> None:
@@ -185,6 +189,12 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
             channel = await AsyncChannel.open(self.url, self._trust)
             await self._replace(channel)
             return channel
+
+    async def _forget(self, channel: AsyncChannel) -> None:
+        """The next request is to verify anew."""
+        async with self._renewing:
+            if self._channel is channel:
+                await self._replace(None)
 
     async def _renew_early(self, channel: AsyncChannel) -> AsyncChannel:
         """``channel``, still good, or what a verification in the background has found meanwhile."""

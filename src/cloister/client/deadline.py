@@ -1,7 +1,7 @@
 """A limit of the whole time of a blocking request: httpx limits each read only, and a server may drip.
 
-Evidence is fetched from somebody who is not trusted yet. At the deadline the request's connection is shut down,
-in whatever it waits, and the request fails.
+Evidence is fetched from somebody who is not trusted yet. At the deadline the request's connection is shut
+down, in whatever it waits, and the request fails.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ from cloister.errors import (
     VerificationError,
 )
 
+MAX_REPEATABLE_BYTES = 1 << 20
+"""Requests with a body of at most so much are kept until they are answered, so that one that meets a new key
+or a restart of the service can be sealed again; longer ones are passed on as they come."""
 HEALTH_PATH = "/.well-known/cloister/proxy"
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
@@ -43,7 +46,17 @@ _STATUSES: tuple[tuple[type[CloisterError], int], ...] = (
     (CloisterError, 502),
 )
 _HOP_BY_HOP = frozenset(
-    (b"connection", b"keep-alive", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"upgrade")
+    (
+        b"connection",
+        b"expect",
+        b"keep-alive",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    )
 )
 
 
@@ -116,16 +129,16 @@ class ProxyApp:
         await _send_json(send, 200, document)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = self._request(scope, receive)
         try:
+            request = await self._request(scope, receive)
             response = await self._transport.handle_async_request(request)
         except CloisterError as error:
             await self._send_failure(send, error)
             return
-        except httpx.HTTPError:  # the caller has gone while it sent; anything else is a CloisterError
+        except _Gone:
             return
         try:
-            headers = [pair for pair in response.headers.raw if pair[0].lower() not in _HOP_BY_HOP]
+            headers = _end_to_end(response.headers.raw)
             await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
             async for piece in response.aiter_raw():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -137,17 +150,19 @@ class ProxyApp:
             await response.aclose()
         await send({"type": "http.response.body", "body": b""})
 
-    def _request(self, scope: Scope, receive: Receive) -> httpx.Request:
+    async def _request(self, scope: Scope, receive: Receive) -> httpx.Request:
         query = scope["query_string"]
         raw_path = scope.get("raw_path") or scope["path"].encode()
         target = raw_path + (b"?" + query if query else b"")
         url = httpx.URL(self._transport.url).copy_with(raw_path=target)
-        headers = [(name, value) for name, value in scope["headers"] if name not in _HOP_BY_HOP]
-        length = dict(headers).get(b"content-length")
-        has_body = length not in (None, b"0") or b"transfer-encoding" in dict(headers)
-        return httpx.Request(
-            scope["method"], url, headers=headers, content=_content(receive) if has_body else b""
-        )
+        given = dict(scope["headers"])
+        length = int(given.get(b"content-length", b"0"))
+        content: bytes | AsyncIterator[bytes] = b""
+        if b"transfer-encoding" in given or length > MAX_REPEATABLE_BYTES:
+            content = _content(receive)
+        elif length:
+            content = b"".join([part async for part in _content(receive)])
+        return httpx.Request(scope["method"], url, headers=_end_to_end(scope["headers"]), content=content)
 
     async def _send_failure(self, send: Send, error: CloisterError) -> None:
         if isinstance(error, (VerificationError, PolicyDenied)):
@@ -161,11 +176,23 @@ class _Cut(Exception):
     """The answer was cut behind its head."""
 
 
+class _Gone(Exception):
+    """The caller went away before its request was whole."""
+
+
+def _end_to_end(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Without those about one connection, and those that ``Connection`` names (RFC 9110, section 7.6.1)."""
+    pairs = list(headers)
+    named = [value for name, value in pairs if name.lower() == b"connection"]
+    left_out = _HOP_BY_HOP.union(*([part.strip().lower() for part in value.split(b",")] for value in named))
+    return [pair for pair in pairs if pair[0].lower() not in left_out]
+
+
 async def _content(receive: Receive) -> AsyncIterator[bytes]:
     while True:
         event = await receive()
         if event["type"] == "http.disconnect":
-            raise httpx.ReadError("the caller has gone")
+            raise _Gone
         if event.get("body"):
             yield event["body"]
         if not event.get("more_body"):

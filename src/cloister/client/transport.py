@@ -36,7 +36,7 @@ from cloister.client.sealing import (
     is_stream,
     seal_whole,
 )
-from cloister.errors import CloisterError, TransportError
+from cloister.errors import CloisterError, TransportError, UnknownKeyConfig
 from cloister.ohttp import bhttp
 
 
@@ -109,7 +109,11 @@ class OhttpTransport(httpx.BaseTransport):
                     response = None
                 if response is not None:
                     return response
-            attempts.with_other_keys()
+            try:
+                attempts.with_other_keys()
+            except UnknownKeyConfig:
+                self._forget(channel)
+                raise
             stale = channel
 
     def close(self) -> None:
@@ -195,6 +199,12 @@ class OhttpTransport(httpx.BaseTransport):
             channel = Channel.open(self.url, self._trust)
             self._replace(channel)
             return channel
+
+    def _forget(self, channel: Channel) -> None:
+        """The next request is to verify anew."""
+        with self._renewing:
+            if self._channel is channel:
+                self._replace(None)
 
     def _renew_early(self, channel: Channel) -> Channel:
         """``channel``, still good, or what a verification in the background has found meanwhile."""

@@ -140,7 +140,8 @@ class Reader(Generic[Message]):
         elif self._state is _State.LENGTH:
             self._left = cursor.varint("content length")
             self._chunks += 1
-            if self._chunks > MAX_CHUNKS:
+            # A request is gathered somewhere. An answer may be a stream without end, read as it comes.
+            if self._chunks > MAX_CHUNKS and self._kind is Request:
                 raise MalformedInput(f"more than {MAX_CHUNKS} content chunks")
             self._state = _State.CONTENT if self._left else _State.TRAILERS
         else:
