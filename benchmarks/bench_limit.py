@@ -4,8 +4,8 @@ Usage: python benchmarks/bench_limit.py [--tasks resnet50,bert-large] [--precisi
            [--rounds 3] [--seconds 10] [--json] [--page]
 
 The loop decodes every JPEG, has the same model, streams and threads, and takes the best of three ways of
-calling the engine (`peers/limit.py`). The server gets requests that were sealed ahead (OHTTP), from callers on
-the same cores. Both are loaded, one works at a time; the ratio is the median of the rounds' ratios.
+calling the engine (`peers/limit.py`). The server gets requests that were sealed ahead (OHTTP), from callers
+on the same cores. Both are loaded, one works at a time; the ratio is the median of the rounds' ratios.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy
-from cloister.serve.direct.pictures import PictureReader
 from heavy import SEQUENCE, OpenVino, render
 
 from cloister.engines.engine import EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.spec import ImageSpec
 from cloister.engines.table import open_engine
+from cloister.serve.direct.pictures import PictureReader
 
 BATCH_SIZE = 16
 TRIAL_S = 3.0

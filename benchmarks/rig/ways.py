@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloister.serve.direct.pack import pack_model
-
 from cloister.ohttp import bhttp
+from cloister.serve.direct.pack import pack_model
 from rig.callers import Found, Load, run_callers, write_bodies
 from rig.forms import PRECISIONS, make_body
 from rig.heavy_servers import BATCH_SIZE, CONTENT_TYPES, DELAY_MS

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 from rig.memory import PeakWatch, read_shared, read_usage
 from rig.servers import family_of
@@ -36,13 +37,20 @@ def test_a_peak_outlives_its_cause() -> None:
         assert child.stdout is not None
         with PeakWatch(child.pid, read_shared(), every_s=0.01) as watch:
             child.stdout.readline()
-            time.sleep(0.5)
+            assert _soon(lambda: watch.peak.private > 60 * MIB)
             child.stdin.write("\n")
             child.stdout.readline()
-            time.sleep(0.5)
+            assert _soon(lambda: watch.last.private < 32 * MIB)
         child.communicate("\n")
     assert watch.peak.private > 60 * MIB
-    assert watch.last.private < 32 * MIB
+
+
+def _soon(happened: Callable[[], bool]) -> bool:
+    """Whether it happens in time, on a machine that may be busy."""
+    until = time.monotonic() + 30
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.01)
+    return happened()
 
 
 def test_shared_memory_that_nobody_maps_is_seen() -> None:
