@@ -104,3 +104,18 @@ def test_gpus(tmp_path: Path) -> None:
     assert count_gpus(tmp_path, visible="0,2") == 2
     assert count_gpus(tmp_path, visible="-1") == count_gpus(tmp_path, visible="") == 0
     assert count_gpus(tmp_path / "no", visible=None) in (0, count_gpus())
+
+
+def test_gpus_are_shared_out() -> None:
+    """Models without GPUs of their own share all evenly; one with its own goes through these in turn."""
+    placement = Placement(nodes=[(0,)])
+    assert placement.take_gpu(0) is None
+    assert placement.take_gpu(0, own=(1,)) is None
+    first_model = [placement.take_gpu(4, index=0)]
+    second_model = [placement.take_gpu(4, index=0), placement.take_gpu(4, index=1)]
+    assert sorted([*first_model, *second_model]) == [0, 1, 2]  # type: ignore[type-var]
+    assert [placement.take_gpu(4, own=(3, 1, 9), index=index) for index in range(4)] == [3, 1, 3, 1]
+    placement.give_gpu_back(0)
+    placement.give_gpu_back(None)
+    assert placement.take_gpu(4) == 0
+    assert placement.take_gpu(4, own=(8, 9)) in range(4)

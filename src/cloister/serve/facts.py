@@ -52,8 +52,8 @@ def describe_model(model: Model, *, url: str, at_startup: bool) -> dict[str, Any
         "stateful": config.stateful,
         "sequenceMaxIdleMSec": config.sequence_max_idle_ms,
         "sequenceTimeoutMSec": config.sequence_timeout_ms,
-        "maxNumSequence": config.max_sequences,
-        "maxSequenceJobQueueSize": config.max_sequence_queue,
+        "maxNumSequence": config.max_sequences if config.stateful else 0,
+        "maxSequenceJobQueueSize": config.max_sequence_queue if config.stateful else 0,
         "loadedAtStartup": at_startup,
         "workers": workers,
         "jobQueueStatus": {

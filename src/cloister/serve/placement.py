@@ -126,6 +126,7 @@ class Placement:
         self._places = plan(layout, self._nodes)
         self._threads = threads
         self._used: Counter[tuple[int, ...]] = Counter()
+        self._gpus: Counter[int] = Counter()
 
     @property
     def capacity(self) -> int:
@@ -155,6 +156,26 @@ class Placement:
     def give_back(self, place: Place) -> None:
         """The worker that had it is gone."""
         self._used[place.cores] -= 1
+
+    def take_gpu(self, count: int, *, own: Sequence[int] = (), index: int = 0) -> int | None:
+        """A GPU for one worker: the model's own in turn, or the one with the fewest workers.
+
+        Args:
+            count: how many there are; without any there is none to be had.
+            own: the model's ``deviceIds``; those that are not there do not count, as in TorchServe.
+            index: which of the model's workers this is.
+        """
+        if not count:
+            return None
+        there = [gpu for gpu in own if 0 <= gpu < count]
+        taken = there[index % len(there)] if there else min(range(count), key=lambda gpu: self._gpus[gpu])
+        self._gpus[taken] += 1
+        return taken
+
+    def give_gpu_back(self, gpu: int | None) -> None:
+        """The worker that had it is gone."""
+        if gpu is not None:
+            self._gpus[gpu] -= 1
 
 
 def count_gpus(folder: Path = GPUS, visible: str | None = None) -> int:

@@ -221,12 +221,14 @@ class Pool:
         config = self.config
         place = self._placement.take(own=config.cores, index=index, workers=max(1, config.max_workers))
         scratch = self._folders.make(self.spec.name)
-        gpu_id = self._gpu(index)
+        gpus = 0 if config.device_type == "cpu" else count_gpus()
+        gpu_id = self._placement.take_gpu(gpus, own=config.device_ids, index=index)
         worker = WorkerProcess()
         seat = self._seat(worker, gpu_id=gpu_id)
 
         def clean_up() -> None:
             self._placement.give_back(place)
+            self._placement.give_gpu_back(gpu_id)
             self._indices.pop(seat, None)
             remove_folder(scratch)
 
@@ -339,10 +341,3 @@ class Pool:
     def _free_index(self) -> int:
         taken = {*self._indices.values(), *self._starting.values()}
         return next(index for index in range(len(taken) + 1) if index not in taken)
-
-    def _gpu(self, index: int) -> int | None:
-        config = self.config
-        if config.device_type == "cpu":
-            return None
-        ids = config.device_ids or tuple(range(count_gpus()))
-        return ids[index % len(ids)] if ids else None
