@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cloister.cli.options import Json
-from cloister.cli.output import console, show_json
+from cloister.cli.output import say
 from cloister.errors import ConfigError
 
 
@@ -114,10 +114,7 @@ def archive(
         )
     size = sum(path.stat().st_size for path in _files(target))
     facts = {"archive": str(target), "name": manifest.model.model_name, "version": version, "bytes": size}
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(f"wrote {target} ({size:,} bytes)")
+    say(facts, f"wrote {target} ({size:,} bytes)", as_json)
 
 
 def _make_room(target: Path, *, force: bool) -> None:

@@ -24,6 +24,14 @@ def show_json(document: Any) -> None:
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
+def say(facts: dict[str, Any], line: str, as_json: bool) -> None:
+    """What came of a command: facts for a program, a line for people."""
+    if as_json:
+        show_json(facts)
+    else:
+        console.print(line)
+
+
 def one_line(error: CloisterError) -> str:
     """The error and what to do next, on one line."""
     text = str(error)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
+from cloister.cli.options import ConfigFile
 from cloister.cli.serve import effective_settings
 from cloister.errors import ConfigError
 from cloister.settings import KeysSettings
@@ -147,6 +150,39 @@ def administrator(
         raise ConfigError("administration over the network needs --admin-token")
     with BrokerAdmin(broker, token=read_text(admin_token), ca=broker_ca) as remote:
         yield remote
+
+
+Reach = Callable[[], AbstractContextManager[KeyAdmin]]
+"""Opens the broker that a command's options name."""
+_BROKER_OPTIONS: dict[str, Any] = {
+    "config": ConfigFile,
+    "folder": Folder,
+    "broker": BrokerUrl,
+    "admin_token": AdminToken,
+    "broker_ca": BrokerCa,
+}
+
+
+def reaches_broker(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command whose first parameter is a ``Reach`` the options that say which broker that is.
+
+    They stand before its last parameter, which is ``as_json``.
+    """
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        options = {name: values.pop(name) for name in _BROKER_OPTIONS}
+        command(lambda: administrator(**options), **values)
+
+    signature = inspect.signature(command, eval_str=True)
+    _, *own, last = signature.parameters.values()
+    options = [
+        last.replace(name=name, annotation=kind, default=None) for name, kind in _BROKER_OPTIONS.items()
+    ]
+    parameters = [*own, *options, last]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {item.name: item.annotation for item in parameters}
+    return run
 
 
 @contextmanager

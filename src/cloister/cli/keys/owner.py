@@ -10,7 +10,7 @@ import typer
 
 from cloister.cli.keys.access import Folder, keys_settings, read_text
 from cloister.cli.options import ConfigFile, Json, now
-from cloister.cli.output import console, fields_table, show_json
+from cloister.cli.output import console, fields_table, say, show_json
 from cloister.errors import ConfigError
 
 token = typer.Typer(help="Bearer tokens for the broker's administration.")
@@ -73,10 +73,7 @@ def split(
     for file, share in zip(files, made, strict=True):
         write_new(file, share.encode("ascii") + b"\n")
     facts = {"kek": file_key_id(kek), "threshold": threshold, "shares": [str(file) for file in files]}
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(f"{shares} shares of KEK {facts['kek']} are in {out}; any {threshold} give it back")
+    say(facts, f"{shares} shares of KEK {facts['kek']} are in {out}; any {threshold} give it back", as_json)
 
 
 @recovery.command("combine")
@@ -95,7 +92,4 @@ def combine(
     if not write_new(out, kek.raw):
         raise ConfigError(f"{out} exists already")
     facts = {"kek": file_key_id(kek), "file": str(out)}
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(f"KEK {facts['kek']} is in {out}")
+    say(facts, f"KEK {facts['kek']} is in {out}", as_json)

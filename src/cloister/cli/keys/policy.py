@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cloister.cli.keys.access import AdminToken, BrokerCa, BrokerUrl, Folder, administrator, read_text
+from cloister.cli.keys.access import Folder, Reach, administrator, reaches_broker, read_text
 from cloister.cli.options import ConfigFile, Json, ReferenceFile, SimulatedRoot, now, trusted_roots
-from cloister.cli.output import console, fields_table, show_json
+from cloister.cli.output import console, fields_table, say, show_json
 from cloister.errors import ConfigError, MalformedInput, PolicyDenied
 
 policy = typer.Typer(help="What decides each release: Cedar, or Rego brought from Trustee.")
@@ -20,16 +20,13 @@ PolicyFile = Annotated[Path, typer.Argument(help="Cedar, or Rego.")]
 
 
 @policy.command("show")
+@reaches_broker
 def show_policy(
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
+    reach: Reach,
     as_json: Json = False,
 ) -> None:
     """Print the policy that decides."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         _print(admin.get_policy(), "policy", as_json)
 
 
@@ -41,24 +38,21 @@ def check_policy(file: PolicyFile, as_json: Json = False) -> None:
     text = read_text(file)
     parse_release_policy(text)
     language = "rego" if is_rego(text) else "cedar"
-    _say({"file": str(file), "language": language, "valid": True}, f"{file}: valid ({language})", as_json)
+    say({"file": str(file), "language": language, "valid": True}, f"{file}: valid ({language})", as_json)
 
 
 @policy.command("set")
+@reaches_broker
 def set_policy(
+    reach: Reach,
     file: PolicyFile,
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Have another policy decide from the next request on; not where the settings pin one by a file."""
     text = read_text(file)
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         admin.set_policy(text)
-    _say({"file": str(file), "set": True}, f"{file} decides from now on", as_json)
+    say({"file": str(file), "set": True}, f"{file} decides from now on", as_json)
 
 
 @policy.command("test")
@@ -131,16 +125,13 @@ def try_policy(
 
 
 @reference.command("show")
+@reaches_broker
 def show_reference(
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
+    reach: Reach,
     as_json: Json = False,
 ) -> None:
     """Print the reference values that hold."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         _print(admin.get_reference_values(), "reference_values", as_json)
 
 
@@ -151,24 +142,21 @@ def check_reference(file: Annotated[Path, typer.Argument(help="TOML file.")], as
 
     parsed = parse_reference_values(read_text(file))
     facts = {"file": str(file), "schemes": sorted(parsed.tables), "valid": True}
-    _say(facts, f"{file}: valid ({', '.join(sorted(parsed.tables)) or 'accepts nothing'})", as_json)
+    say(facts, f"{file}: valid ({', '.join(sorted(parsed.tables)) or 'accepts nothing'})", as_json)
 
 
 @reference.command("set")
+@reaches_broker
 def set_reference(
+    reach: Reach,
     file: Annotated[Path, typer.Argument(help="TOML file.")],
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Have other reference values hold from the next attestation on."""
     text = read_text(file)
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         admin.set_reference_values(text)
-    _say({"file": str(file), "set": True}, f"{file} holds from now on", as_json)
+    say({"file": str(file), "set": True}, f"{file} holds from now on", as_json)
 
 
 def _claims(file: Path) -> dict[str, Any]:
@@ -234,10 +222,3 @@ def _print(text: str, name: str, as_json: bool) -> None:
         show_json({name: text})
     else:
         typer.echo(text, nl=not text.endswith("\n"))
-
-
-def _say(facts: dict[str, object], line: str, as_json: bool) -> None:
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(line)

@@ -15,12 +15,14 @@ from cloister.cli.keys.access import (
     BrokerCa,
     BrokerUrl,
     Folder,
+    Reach,
     administrator,
     clock,
     local_admin,
+    reaches_broker,
 )
 from cloister.cli.options import ConfigFile, Json
-from cloister.cli.output import console, fields_table, show_json
+from cloister.cli.output import console, fields_table, say, show_json
 from cloister.errors import ConfigError
 
 MAX_SECRET_BYTES = 1 << 20
@@ -28,38 +30,32 @@ KEY_BYTES = 32
 Uri = Annotated[str, typer.Argument(help="kbs:///repository/type/tag, where it may be with ?version=n.")]
 
 
+@reaches_broker
 def add(
+    reach: Reach,
     uri: Uri,
     from_file: Annotated[
         Path | None, typer.Option("--from-file", help="Secret to store; - reads standard input.")
     ] = None,
     generate: Annotated[bool, typer.Option("--generate", help="Store 32 random bytes.")] = False,
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Store a secret as the newest version of a resource."""
     if (from_file is None) == (not generate):
         raise ConfigError("give either --from-file or --generate")
     data = secrets.token_bytes(KEY_BYTES) if from_file is None else _secret(from_file)
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         version = admin.put_version(uri, data)
-    _said({"uri": uri, "version": version}, f"stored {uri} as version {version}", as_json)
+    say({"uri": uri, "version": version}, f"stored {uri} as version {version}", as_json)
 
 
+@reaches_broker
 def list_keys(
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
+    reach: Reach,
     as_json: Json = False,
 ) -> None:
     """List what the broker holds: names and versions, never a key."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         rows = admin.list_resources()
     if as_json:
         show_json(rows)
@@ -70,17 +66,14 @@ def list_keys(
     console.print(table)
 
 
+@reaches_broker
 def show(
+    reach: Reach,
     uri: Uri,
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Show a resource's versions: which are released, which are too old or revoked, under which KEK."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         facts = admin.show_resource(uri)
     if as_json:
         show_json(facts)
@@ -95,68 +88,56 @@ def show(
     console.print(table)
 
 
+@reaches_broker
 def delete(
+    reach: Reach,
     uri: Uri,
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Delete a resource, or one version of it. What only it opens is lost."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         admin.delete_resource(uri)
-    _said({"uri": uri}, f"deleted {uri}", as_json)
+    say({"uri": uri}, f"deleted {uri}", as_json)
 
 
+@reaches_broker
 def revoke(
+    reach: Reach,
     uri: Uri,
     reason: Annotated[str, typer.Option("--reason", help="Told to every TEE that asks, and recorded.")],
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Release a resource, or one version of it, to nobody from the next request on."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         admin.revoke(uri, reason)
-    _said({"uri": uri, "reason": reason}, f"revoked {uri}", as_json)
+    say({"uri": uri, "reason": reason}, f"revoked {uri}", as_json)
 
 
+@reaches_broker
 def restore(
+    reach: Reach,
     uri: Uri,
     reason: Annotated[str, typer.Option("--reason", help="Recorded.")] = "",
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Take a revocation back."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         admin.restore(uri, reason)
-    _said({"uri": uri}, f"restored {uri}", as_json)
+    say({"uri": uri}, f"restored {uri}", as_json)
 
 
+@reaches_broker
 def minimum(
+    reach: Reach,
     uri: Uri,
     version: Annotated[int, typer.Argument(min=0, help="Oldest version to release; 0 for any.")],
-    config: ConfigFile = None,
-    folder: Folder = None,
-    broker: BrokerUrl = None,
-    admin_token: AdminToken = None,
-    broker_ca: BrokerCa = None,
     as_json: Json = False,
 ) -> None:
     """Set the oldest version that is released; sealing a newer one has raised it already."""
-    with administrator(config, folder, broker, admin_token, broker_ca) as admin:
+    with reach() as admin:
         before = admin.set_minimum(uri, version)
     facts = {"uri": uri, "before": before, "minimum": version}
-    _said(facts, f"{uri}: released from version {version}, before from {before}", as_json)
+    say(facts, f"{uri}: released from version {version}, before from {before}", as_json)
 
 
 def rotate(
@@ -192,7 +173,7 @@ def rotate(
     if kek:
         with administrator(config, folder, broker, admin_token, broker_ca) as admin:
             facts = admin.rotate_kek(renew=renew, retire=retire)
-        _said(facts, f"{facts['rewrapped']} data keys are now under {facts['kek_id']}", as_json)
+        say(facts, f"{facts['rewrapped']} data keys are now under {facts['kek_id']}", as_json)
         return
     if broker is not None:
         raise ConfigError("a container is sealed anew on the broker's own machine: its key has to be read")
@@ -259,10 +240,3 @@ def _secret(path: Path) -> bytes:
     if not data or len(data) > MAX_SECRET_BYTES:
         raise ConfigError(f"a secret has 1 to {MAX_SECRET_BYTES} bytes")
     return data
-
-
-def _said(facts: dict[str, object], line: str, as_json: bool) -> None:
-    if as_json:
-        show_json(facts)
-    else:
-        console.print(line)
