@@ -414,7 +414,8 @@ def test_facts_of_a_model(server: TorchServe) -> None:
     (facts,) = server.manage("GET", "/models/noop").json()
     expected = {"modelName": "noop", "modelVersion": "1.11", "modelUrl": "noop.mar", "runtime": "python",
                 "batchSize": 4, "maxBatchDelay": 50, "minWorkers": 1, "maxWorkers": 1, "responseTimeout": 120,
-                "loadedAtStartup": True, "deviceType": "cpu", "stateful": False}  # fmt: skip
+                "loadedAtStartup": True, "deviceType": "cpu", "stateful": False, "maxNumSequence": 0,
+                "maxSequenceJobQueueSize": 0}  # fmt: skip
     assert expected.items() <= facts.items()
     (worker,) = facts["workers"]
     assert worker.keys() == {"id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage"}
