@@ -226,14 +226,13 @@ def measure_endpoint(folder: Path) -> dict[str, float]:
 
 def measure_first_answer(work: Path, runs: int = 20) -> dict[str, float]:
     """New clients of a real server with simulated evidence: the first verified answer, and later ones."""
-    sys.path.insert(0, str(Path(__file__).parent / "peers"))
-    from protected import start_protected
+    from rig.protected import start_protected_tiny
 
     first, later = [], []
-    with start_protected(batching=False, work=work) as server:
+    with start_protected_tiny(batching=False, work=work) as server:
         references = ReferenceValues.from_toml((work / "reference.toml").read_text())
         roots = [SimulatedPlatform.load(work / "platform").root]
-        url, body = server.tls.url.partition("/predictions/")[0], json.loads(server.tls.body)
+        url, body = f"https://127.0.0.1:{server.https_port}", [0.1, 0.2, 0.3, 0.4]
         for _ in range(runs):
             began = time.perf_counter()
             with Client(url, reference_values=references, roots=roots) as client:
