@@ -19,6 +19,7 @@ from cloister.cli import (
     demo,
     evidence,
     keys,
+    optimize,
     predict,
     proxy,
     seal,
@@ -64,6 +65,7 @@ def _root(
 
 
 app.command("archive")(archive.archive)
+app.command("optimize", epilog=optimize.EPILOG)(optimize.optimize)
 app.command("seal")(seal.seal)
 app.command("inspect")(seal.inspect)
 app.add_typer(keys.app, name="keys")

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from cloister.optimize.facade import InferenceOptimizer
+from cloister.optimize.model import OptimizedModel
 from cloister.optimize.quantities import parse_drop, parse_duration
 from cloister.optimize.result import Goal, Result, Row
 from cloister.optimize.samples import Samples
@@ -14,6 +16,8 @@ from cloister.optimize.workspace import Workspace
 
 __all__ = [
     "Goal",
+    "InferenceOptimizer",
+    "OptimizedModel",
     "Plan",
     "Result",
     "Row",

@@ -1,28 +1,17 @@
-"""The chosen method as files that the server loads without a handler: the model, and its settings."""
+"""The chosen method as what an archive without a handler says of it: the model's file and its engine."""
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cloister.errors import ConfigError
-from cloister.optimize.result import Result, Row
-
-CONFIG = "model-config.yaml"
+from cloister.optimize.result import Objective, Row
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """What goes into an archive."""
-
-    files: tuple[Path, ...]
-    config: Path
-
-
-def engine_settings(row: Row, *, objective: str = "throughput") -> dict[str, Any]:
-    """The ``engine`` section of an archive's settings for a row.
+def engine_options(row: Row, objective: Objective = "throughput") -> dict[str, Any]:
+    """The ``engine`` section of an archive's settings, besides ``kind`` and ``file``.
 
     Raises:
         ConfigError: the row has no form that can be served.
@@ -30,38 +19,29 @@ def engine_settings(row: Row, *, objective: str = "throughput") -> dict[str, Any
     method, timing = row.method, row.best_timing
     if method is None or timing is None or row.folder is None:
         raise ConfigError(f"{row.name} has no form that can be served", hint="choose another method")
-    settings: dict[str, Any] = {"kind": method.kind, "file": row.file, "precision": method.precision}
-    if objective == "latency":
-        settings |= {"streams": 1, "rows": 1}
-    else:
-        settings |= {"streams": timing.streams, "rows": timing.rows}
+    streams, rows = (1, 1) if objective == "latency" else (timing.streams, timing.rows)
+    options: dict[str, Any] = {"precision": method.precision, "streams": streams, "rows": rows}
     if method.compiled:
-        settings["compiled"] = True
-    return settings
+        options["compiled"] = True
+    return options
 
 
-def prepare(row: Row, result: Result, folder: Path) -> Deployment:
-    """Write the settings beside links to the model's files.
+def main_file(row: Row) -> Path:
+    """The file that the engine loads.
 
-    The settings are JSON, which is YAML as well.
+    Raises:
+        ConfigError: the row has no form that can be served.
     """
-    import json
-
-    assert row.folder is not None
-    engine = engine_settings(row, objective=result.goal.objective)
-    rows = engine["rows"] if result.goal.objective != "latency" else 1
-    document = {"engine": engine, "batchSize": max(rows, engine["streams"]), "minWorkers": 1, "maxWorkers": 1}
-    config = folder / CONFIG
-    config.write_text(json.dumps(document, indent=2) + "\n")
-    files = tuple(sorted(path for path in row.folder.iterdir() if path.is_file()))
-    return Deployment(files, config)
+    if row.folder is None or not row.file:
+        raise ConfigError(f"{row.name} has no form that can be served", hint="choose another method")
+    return row.folder / row.file
 
 
-def copy_model(row: Row, folder: Path) -> None:
-    """Copy the model's files, links resolved, into a folder of the user's."""
-    if row.folder is None:
-        raise ConfigError(f"{row.name} has no files of its own")
+def copy_model(row: Row, folder: Path) -> Path:
+    """Copy the model's files into a folder of the user's, links resolved; returns the main one."""
+    source = main_file(row)
     folder.mkdir(parents=True, exist_ok=True)
-    for path in row.folder.iterdir():
+    for path in source.parent.iterdir():
         if path.is_file():
             shutil.copyfile(path, folder / path.name)
+    return folder / source.name

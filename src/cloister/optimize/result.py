@@ -113,6 +113,7 @@ class Result:
     concurrency: int = 16
     threads: int = 0
     took_s: float = 0.0
+    interrupted: bool = False
     machine: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -162,6 +163,7 @@ class Result:
             "concurrency": self.concurrency,
             "threads": self.threads,
             "took_s": self.took_s,
+            "interrupted": self.interrupted,
             "machine": self.machine,
         }
 

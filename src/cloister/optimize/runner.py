@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cloister.errors import ConfigError
 from cloister.optimize.job import Family
+from cloister.optimize.program import Program
 from cloister.optimize.samples import as_array
 from cloister.optimize.source import input_names
 
@@ -82,12 +83,14 @@ def _torch_runner(model: Any, given: list[str], threads: int) -> ObjectRunner:
     if threads:
         torch.set_num_threads(threads)
     names = input_names(model, given)
-    # TorchScript and exported programs know their inputs by order as well, plain modules of one input too.
+    # TorchScript may have lost the names.
     by_order = len(names) == 1 or isinstance(model, torch.jit.ScriptModule)
 
     def call(inputs: Arrays) -> dict[str, Array]:
         tensors = {name: torch.from_numpy(np.asarray(inputs[name])) for name in names}
         with torch.inference_mode():
+            if isinstance(model, Program):
+                return flatten(model(tensors))
             return flatten(model(*tensors.values()) if by_order else model(**tensors))
 
     return ObjectRunner(call, names)

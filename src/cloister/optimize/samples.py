@@ -6,6 +6,7 @@ targets of each piece. Names may be missing (``input_0``); they are matched to t
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -151,13 +152,14 @@ def read_npz(path: Path, *, batch: int = 32) -> Samples:
     return Samples(pieces, targets)
 
 
-def gather(data: Any, *, limit: int = MAX_ROWS, labelled: bool = True) -> Samples:
+def gather(data: Any, *, limit: int = MAX_ROWS, labelled: bool = True, inputs: int = 1) -> Samples:
     """Data in one of its usual forms: arrays, tensors, mappings, tuples, or an iterable of these.
 
     Args:
         data: one batch or an iterable of batches (a list, a generator, a ``DataLoader``). A batch is an
             array, a mapping of arrays, or a tuple of inputs whose last element is the target.
         labelled: whether the last element of a tuple is the target.
+        inputs: a tuple of no more elements than these has no target.
         limit: after this many rows no more are taken.
     Raises:
         ConfigError: there is no data.
@@ -173,11 +175,11 @@ def gather(data: Any, *, limit: int = MAX_ROWS, labelled: bool = True) -> Sample
     targets: list[Array] = []
     rows = 0
     for batch in batches:
-        inputs, target = _split(batch, labelled=labelled)
-        pieces.append(inputs)
+        named, target = _split(batch, inputs=max(1, inputs) if labelled else sys.maxsize)
+        pieces.append(named)
         if target is not None:
             targets.append(target)
-        rows += _rows(inputs)
+        rows += _rows(named)
         if rows >= limit:
             break
     if targets and len(targets) != len(pieces):
@@ -211,20 +213,19 @@ def as_array(value: Any) -> Array:
     return np.ascontiguousarray(array)
 
 
-def _split(batch: Any, *, labelled: bool) -> tuple[dict[str, Array], Array | None]:
+def _split(batch: Any, *, inputs: int) -> tuple[dict[str, Array], Array | None]:
     if isinstance(batch, Mapping):
         return split_mapping(batch)
     if isinstance(batch, tuple | list) and any(isinstance(part, Mapping) for part in batch):
         if len(batch) > 2:
             raise MalformedInput("a batch is a mapping, or a mapping and its target")
-        inputs, target = split_mapping(batch[0])
-        return inputs, as_array(batch[1]) if len(batch) == 2 else target
-    parts = batch if isinstance(batch, tuple | list) else (batch,)
-    target = as_array(parts[-1]) if labelled and len(parts) > 1 else None
-    inputs_only = parts[:-1] if target is not None else parts
-    if len(inputs_only) == 1 and isinstance(inputs_only[0], tuple | list):
-        inputs_only = tuple(inputs_only[0])
-    return {f"input_{place}": as_array(part) for place, part in enumerate(inputs_only)}, target
+        named, target = split_mapping(batch[0])
+        return named, as_array(batch[1]) if len(batch) == 2 else target
+    parts = list(batch) if isinstance(batch, tuple | list) else [batch]
+    target = as_array(parts.pop()) if len(parts) > inputs else None
+    if len(parts) == 1 and isinstance(parts[0], tuple | list):
+        parts = list(parts[0])
+    return {f"input_{place}": as_array(part) for place, part in enumerate(parts)}, target
 
 
 def _rows(piece: Mapping[str, Array]) -> int:

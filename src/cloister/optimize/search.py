@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cloister.engines.threads import available_cores
-from cloister.errors import CloisterError, ConfigError, MalformedInput
+from cloister.errors import CloisterError, ConfigError, MalformedInput, MissingDependencyError
 from cloister.optimize.isolation import available_memory, run_job
 from cloister.optimize.job import Artifact, Event, Failure, Family, Job, Measured, Source, Stage, Status
 from cloister.optimize.machine import describe_machine
@@ -106,6 +106,7 @@ def search(
     started = time.monotonic()
     run = _Search(plan, workspace, progress, started)
     rows: list[Row] = []
+    interrupted = False
     try:
         for row in run.rows():
             rows.append(row)
@@ -113,6 +114,7 @@ def search(
     except KeyboardInterrupt:
         if not rows:
             raise
+        interrupted = True
     return Result(
         rows=tuple(rows),
         goal=plan.goal,
@@ -120,7 +122,26 @@ def search(
         concurrency=plan.concurrency,
         threads=run.threads,
         took_s=time.monotonic() - started,
+        interrupted=interrupted,
         machine=describe_machine(),
+    )
+
+
+def convert_for(plan: Plan, workspace: Workspace, method: Method) -> Row:
+    """Make what one method needs, without measuring it.
+
+    Raises:
+        ConfigError: it could not be made; says why.
+        MissingDependencyError: a package for it is not installed.
+    """
+    run = _Search(plan, workspace, lambda *_: None, time.monotonic())
+    made = run.make(method)
+    if isinstance(made, Failure):
+        kind = MissingDependencyError if made.status is Status.LACK_DEPENDENCY else ConfigError
+        raise kind(f"{method.name}: {made.status}: {made.reason}")
+    folder = workspace.folder(method.artifact)
+    return Row(
+        method.name, Status.SUCCESSFUL, "", method, size_bytes=made.bytes, folder=folder, file=made.file
     )
 
 
@@ -150,14 +171,22 @@ class _Search:
             yield self._keep(self._try_original())
         family = self._family
         if family is None:
-            reason = self._rows[-1].reason
-            raise ConfigError(f"the model could not be loaded: {reason}")
+            failed = self._rows[-1]
+            if failed.status in (Status.FAIL_TO_CONVERT, Status.LACK_DEPENDENCY):
+                raise ConfigError(f"the model could not be loaded: {failed.reason}")
+            family = self._family = "torch"  # by far the most; what it is not, fails to convert
         for method in self._methods(family):
             reason = self._needless(method)
             if reason:
                 yield self._keep(Row(method.name, Status.NOT_TRIED, reason, method))
             else:
                 yield self._keep(self._try(method))
+
+    def make(self, method: Method) -> Artifact | Failure:
+        """What a method needs, with all that this is made from."""
+        if self._family is None:
+            self._family = "torch"
+        return self._make(method.artifact, method.name)
 
     def _methods(self, family: Family) -> list[Method]:
         measured = self._original.measured if self._original else None
@@ -314,14 +343,11 @@ class _Search:
                 return f"{method.repairs} did not work"
             if broken.drop <= self._max_drop() and not self._plan.accuracy_aware:
                 return f"{method.repairs} is accurate enough"
-        if method.name == "onnxruntime_int8" and not self._plan.includes:
-            plain = rows.get("onnxruntime_fp32")
+        plain = rows.get("onnxruntime_fp32")
+        thorough = self._plan.includes or self._plan.search_mode != DEFAULT
+        if method.name == "onnxruntime_int8" and plain is not None and not thorough:
             best = max((_throughput(row) for row in self._rows), default=0.0)
-            if (
-                plain is not None
-                and _throughput(plain) < OUTCLASSED * best
-                and self._plan.search_mode == DEFAULT
-            ):
+            if 0 < _throughput(plain) < OUTCLASSED * best:
                 return "onnxruntime_fp32 is outclassed"
         return ""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Family, Source
+from cloister.optimize.program import Program
 
 _SUFFIXES = {
     ".pt2": "pt2",
@@ -112,6 +113,8 @@ def family_of_object(model: Any) -> Family:
     Raises:
         ConfigError: of none that is known.
     """
+    if isinstance(model, Program):
+        return "torch"
     libraries = {base.__module__.partition(".")[0] for base in type(model).__mro__}
     if "torch" in libraries:
         return "torch"
@@ -132,12 +135,22 @@ def forward_names(model: Any) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind in kinds]
 
 
+def required_inputs(model: Any) -> int:
+    """How many inputs a torch module cannot do without."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError, AttributeError):
+        return 0
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    return sum(each.kind in kinds and each.default is inspect.Parameter.empty for each in parameters)
+
+
 def input_names(model: Any, given: list[str]) -> list[str]:
     """The names of a torch model's inputs for data with these names.
 
     Data without names of its own (``input_0``) takes those of ``forward``, in order.
     """
-    names = forward_names(model)
+    names = list(model.names) if isinstance(model, Program) else forward_names(model)
     if set(given) <= set(names):
         return given
     return names[: len(given)] if len(names) >= len(given) else given
@@ -165,7 +178,7 @@ def _pickled(place: str) -> Any:
 
 def _pt2(place: str) -> Any:
     torch = _library("torch", "torch")
-    return torch.export.load(place).module()
+    return Program(torch.export.load(place))
 
 
 def _torchscript(place: str) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -12,7 +13,8 @@ from cloister.optimize.metrics import Metric
 from cloister.optimize.result import Row
 
 _COLOURS = {Status.SUCCESSFUL: "green", Status.EARLY_STOPPED: "yellow", Status.NOT_TRIED: "dim"}
-MAX_REASON = 48
+WIDTH = 132
+"""What the table takes where nothing says how wide the terminal is."""
 
 
 def render_table(
@@ -24,26 +26,28 @@ def render_table(
         best: the method to mark.
         now: what is done at the moment, for a last line.
     """
-    table = Table(title_justify="left", expand=False)
-    table.add_column("method", no_wrap=True)
-    table.add_column("status")
-    for name in ("p50 ms", f"per s ({concurrency} at once)", "streams x rows", "memory", "size"):
-        table.add_column(name, justify="right")
-    if metric is not None:
-        table.add_column(metric.name, justify="right")
-        table.add_column("drop", justify="right")
-    table.add_column("cosine", justify="right")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False, caption=now or None)
+    table.caption_justify = "left"
+    table.add_column("method", no_wrap=True, min_width=22)
+    table.add_column("status", no_wrap=True)
+    heads = ["p50 ms", f"/s at {concurrency}", "streams\nx rows", "memory", "size"]
+    heads += [metric.name, "drop"] if metric else []
+    for head in [*heads, "cosine"]:
+        table.add_column(head, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*_cells(row, metric), style="bold" if row.name == best else "")
-    if now:
-        table.add_row(Text(now, "dim italic"))
     return table
+
+
+def render_reasons(rows: Sequence[Row]) -> Iterator[str]:
+    """A line for each method that did not succeed: why."""
+    for row in rows:
+        if row.reason:
+            yield f"{row.name}: {row.reason}"
 
 
 def _cells(row: Row, metric: Metric | None) -> list[Text | str]:
     status = Text(str(row.status), _COLOURS.get(row.status, "red"))
-    if row.reason:
-        status.append(f"\n{row.reason[:MAX_REASON]}", "dim")
     measured, timing = row.measured, row.best_timing
     if measured is None or timing is None:
         return [row.name, status]

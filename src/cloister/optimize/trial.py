@@ -25,6 +25,7 @@ from cloister.engines.files import ModelFiles
 from cloister.engines.table import open_engine
 from cloister.errors import CloisterError
 from cloister.optimize.job import Event, Job, Measured, Stage, Timing
+from cloister.optimize.program import Program
 from cloister.optimize.runner import Runner, original_runner
 from cloister.optimize.samples import Samples, chunks
 from cloister.optimize.source import family_of_object, load
@@ -197,6 +198,8 @@ class _Opened:
 
 def _convolutions(model: Any) -> bool:
     """Whether a torch module has any: the layout of memory matters to those only."""
+    if isinstance(model, Program):
+        return model.has_convolutions()
     modules = getattr(model, "modules", None)
     return callable(modules) and any("Conv" in type(module).__name__ for module in modules())
 

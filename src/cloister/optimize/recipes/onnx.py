@@ -12,6 +12,7 @@ from typing import Any
 
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Job
+from cloister.optimize.program import Program
 from cloister.optimize.samples import Samples
 from cloister.optimize.source import input_names, load
 
@@ -34,9 +35,12 @@ def make_onnx(job: Job, folder: Path) -> str:
     samples = samples.named(input_names(model, samples.names))
     example = {name: torch.from_numpy(array[:2]) for name, array in samples.pieces[0].items()}
     axes = {name: _axes(samples, name) for name in example}
-    positional = hasattr(model, "graph") or job.source.form == "pt2"
+    if isinstance(model, Program):
+        # Only the exporter that needs onnxscript takes these; where that is missing, so is a dependency.
+        torch.onnx.export(model.exported, f=folder / FILE, input_names=list(example), external_data=False)
+        return FILE
     arguments: dict[str, Any] = {"kwargs": example}
-    if positional:
+    if job.source.form == "torchscript":
         arguments = {"args": tuple(example.values())}
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter that would replace it needs onnxscript; PyTorch is pinned, so it stays as it is.

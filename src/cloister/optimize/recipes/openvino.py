@@ -13,6 +13,7 @@ import numpy as np
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.data import load_metric
 from cloister.optimize.job import Job
+from cloister.optimize.program import Program
 from cloister.optimize.samples import Samples
 from cloister.optimize.source import family_of_object, input_names, load
 
@@ -108,9 +109,14 @@ def _from_object(openvino: Any, job: Job, samples: Samples) -> tuple[Any, Sample
         return openvino.convert_model(model), samples
     names = input_names(model, samples.names)
     samples = samples.named(names)
+    if isinstance(model, Program):
+        converted = openvino.convert_model(model.exported)
+        for port, name in zip(converted.inputs, names, strict=True):
+            port.get_tensor().set_names({name})
+        return converted, samples
     # Two rows: a batch of one may be taken for a constant.
     example = {name: torch.from_numpy(np.repeat(a[:1], 2, axis=0)) for name, a in samples.pieces[0].items()}
-    plain = job.source.form in {"torchscript", "pt2"} or len(example) == 1
+    plain = job.source.form == "torchscript" or len(example) == 1
     given: Any = example
     if plain:
         given = tuple(example.values())

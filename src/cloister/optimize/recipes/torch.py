@@ -10,6 +10,7 @@ import numpy as np
 
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Job
+from cloister.optimize.program import Program
 from cloister.optimize.samples import Samples
 from cloister.optimize.source import input_names, load
 
@@ -18,6 +19,9 @@ FILE = "model.pt2"
 
 def make_program(job: Job, folder: Path) -> str:
     """The model as an exported program (``torch.export``), with any number of rows."""
+    if job.source.form == "pt2":
+        (folder / FILE).symlink_to(job.source.place)
+        return FILE
     torch = _torch()
     torch.export.save(_export(torch, job, channels_last=False), folder / FILE)
     return FILE
@@ -45,6 +49,10 @@ def _export(torch: Any, job: Job, *, channels_last: bool) -> Any:
     model = load(job.source)
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError("TorchScript is not exported again; it is served as it is")
+    if isinstance(model, Program):
+        if channels_last:
+            raise ConfigError("an exported program keeps its layout; give the module instead")
+        return model.exported
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     samples = Samples.load(Path(job.data))
