@@ -5,16 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cloister.client.session import AsyncClient, Client, async_transport, transport
+    from cloister.client.session import (
+        AsyncClient,
+        Client,
+        async_httpx2_transport,
+        async_transport,
+        httpx2_transport,
+        transport,
+    )
 
 __version__ = "0.1.0"
-_CLIENT = ("AsyncClient", "Client", "async_transport", "transport")
-__all__ = ["AsyncClient", "Client", "__version__", "async_transport", "transport"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "__version__",
+    "async_httpx2_transport",
+    "async_transport",
+    "httpx2_transport",
+    "transport",
+]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded on first use: the server and the broker import this package without wanting the client.
-    if name in _CLIENT:
+    if name in __all__:
         from cloister.client import session
 
         return getattr(session, name)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
+import cloister
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.simulated.platform import SimulatedPlatform
 from cloister.client.transport import OhttpTransport
-from cloister.errors import MalformedInput
+from cloister.errors import MalformedInput, MissingDependencyError
 from cloister.ohttp import bhttp
 from tests.fakes.sealed_service import SealedService
 
@@ -58,3 +60,13 @@ def test_header_injection_is_refused(service: SealedService, http: httpx.Client)
     with pytest.raises(MalformedInput):
         http.get("/x", headers={"a": "b\r\nc: d"})
     assert service.requests == []
+
+
+def test_without_httpx2(monkeypatch: pytest.MonkeyPatch, reference_values: ReferenceValues) -> None:
+    """Where httpx2 is not installed, its transports say what to install."""
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    monkeypatch.delitem(sys.modules, "cloister.client.for_httpx2", raising=False)
+    for make in (cloister.httpx2_transport, cloister.async_httpx2_transport):
+        with pytest.raises(MissingDependencyError, match="httpx2") as caught:
+            make("https://127.0.0.1:9", reference_values=reference_values)
+        assert "cloister[httpx2]" in caught.value.hint

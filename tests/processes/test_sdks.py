@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -72,13 +73,22 @@ class Service:
     references: ReferenceValues
     roots: list[Any]
 
-    def sync_http(self) -> httpx.Client:
-        """A client whose requests are sealed."""
-        transport = cloister.transport(self.url, reference_values=self.references, roots=self.roots)
-        return httpx.Client(transport=transport, timeout=30)
+    def sync_http(self, library: str) -> Any:
+        """A client of httpx or httpx2 whose requests are sealed."""
+        trust: Any = {"reference_values": self.references, "roots": self.roots}
+        if library == "httpx":
+            return httpx.Client(transport=cloister.transport(self.url, **trust), timeout=30)
+        return httpx2.Client(transport=cloister.httpx2_transport(self.url, **trust), timeout=30)
+
+    def async_http(self, library: str) -> Any:
+        """The same for an event loop."""
+        trust: Any = {"reference_values": self.references, "roots": self.roots}
+        if library == "httpx":
+            return httpx.AsyncClient(transport=cloister.async_transport(self.url, **trust), timeout=30)
+        return httpx2.AsyncClient(transport=cloister.async_httpx2_transport(self.url, **trust), timeout=30)
 
     def async_transport(self) -> httpx.AsyncBaseTransport:
-        """The same for an event loop."""
+        """What is below it."""
         return cloister.async_transport(self.url, reference_values=self.references, roots=self.roots)
 
 
@@ -114,11 +124,12 @@ def proxy(service: Service) -> Iterator[str]:
 MESSAGES: Any = [{"role": "user", "content": "the patient sleeps well"}]
 
 
-def test_openai(service: Service) -> None:
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_openai(service: Service, library: str) -> None:
     """Chat completions of the openai package, whole and streamed, under the path of a model's version."""
     base = f"{service.url}/predictions/chat/1.0/v1"
-    with service.sync_http() as http:
-        sdk = openai.OpenAI(base_url=base, api_key="sk-any", http_client=http, max_retries=0)  # type: ignore[arg-type]
+    with service.sync_http(library) as http:
+        sdk = openai.OpenAI(base_url=base, api_key="sk-any", http_client=http, max_retries=0)
         whole = sdk.chat.completions.create(model="chat", messages=MESSAGES)
         assert whole.choices[0].message.content == "you said: the patient sleeps well"
         assert whole.usage is not None
@@ -132,15 +143,16 @@ def test_openai(service: Service) -> None:
             sdk.embeddings.create(model="chat", input="x")
 
 
-def test_openai_in_an_event_loop(service: Service) -> None:
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_openai_in_an_event_loop(service: Service, library: str) -> None:
     """The same with AsyncOpenAI, several at once."""
 
     async def story() -> None:
-        async with httpx.AsyncClient(transport=service.async_transport(), timeout=30) as http:
+        async with service.async_http(library) as http:
             sdk = openai.AsyncOpenAI(
                 base_url=f"{service.url}/predictions/chat/1.0/v1",
                 api_key="sk-any",
-                http_client=http,  # type: ignore[arg-type]
+                http_client=http,
                 max_retries=0,
             )
 
@@ -186,6 +198,29 @@ def test_arrays_in_arrays_out(service: Service) -> None:
     with cloister.Client(service.url, reference_values=service.references, roots=service.roots) as client:
         np.testing.assert_array_equal(client.infer("tensors", {"numbers": numbers})["doubled"], numbers * 2)
         assert client.metadata("tensors")["name"] == "tensors"
+
+
+@pytest.mark.parametrize("library", ["httpx", "httpx2"])
+def test_bodies_in_parts(service: Service, library: str) -> None:
+    """A body that comes in parts is sealed as it comes, with either library."""
+    question = {"messages": [{"role": "user", "content": "parts"}]}
+    raw = json.dumps(question).encode()
+    url = f"{service.url}/predictions/chat/1.0/v1/chat/completions"
+    headers = {"content-type": "application/json"}
+    with service.sync_http(library) as http:
+        answer = http.post(url, content=iter([raw[:5], raw[5:]]), headers=headers).json()
+    assert answer["choices"][0]["message"]["content"] == "you said: parts"
+
+    async def story() -> None:
+        async def parts() -> Any:
+            yield raw[:5]
+            yield raw[5:]
+
+        async with service.async_http(library) as http:
+            found = (await http.post(url, content=parts(), headers=headers)).json()
+            assert found["choices"][0]["message"]["content"] == "you said: parts"
+
+    anyio.run(story)
 
 
 def kserve_request(numbers: Any) -> dict[str, Any]:

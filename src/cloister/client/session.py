@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import quote
 
 import httpx
@@ -33,6 +33,9 @@ from cloister.client.sealing import REPEATABLE
 from cloister.client.tensors import Array, decode_tensors, encode_tensors
 from cloister.client.transport import OhttpTransport
 from cloister.errors import ConfigError, MalformedInput
+
+if TYPE_CHECKING:
+    from cloister.client.for_httpx2 import AsyncHttpx2Transport, Httpx2Transport
 
 
 class Client:
@@ -207,6 +210,60 @@ def async_transport(
         streaming=True,
         padding=padding,
     )
+
+
+def httpx2_transport(
+    url: str,
+    *,
+    reference_values: ReferenceValues,
+    roots: Sequence[x509.Certificate] | None = None,
+    max_age_s: float = 300.0,
+    timeout_s: float = 60.0,
+    padding: bool = False,
+) -> Httpx2Transport:
+    """As ``transport``, for ``httpx2.Client``.
+
+    Raises:
+        MissingDependencyError: httpx2 is not installed.
+    """
+    from cloister.client.for_httpx2 import Httpx2Transport
+
+    inner = transport(
+        url,
+        reference_values=reference_values,
+        roots=roots,
+        max_age_s=max_age_s,
+        timeout_s=timeout_s,
+        padding=padding,
+    )
+    return Httpx2Transport(inner)
+
+
+def async_httpx2_transport(
+    url: str,
+    *,
+    reference_values: ReferenceValues,
+    roots: Sequence[x509.Certificate] | None = None,
+    max_age_s: float = 300.0,
+    timeout_s: float = 60.0,
+    padding: bool = False,
+) -> AsyncHttpx2Transport:
+    """As ``async_transport``, for ``httpx2.AsyncClient``.
+
+    Raises:
+        MissingDependencyError: httpx2 is not installed.
+    """
+    from cloister.client.for_httpx2 import AsyncHttpx2Transport
+
+    inner = async_transport(
+        url,
+        reference_values=reference_values,
+        roots=roots,
+        max_age_s=max_age_s,
+        timeout_s=timeout_s,
+        padding=padding,
+    )
+    return AsyncHttpx2Transport(inner)
 
 
 class AsyncClient:

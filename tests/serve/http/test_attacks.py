@@ -1,7 +1,7 @@
 """Attacks on the sealed conversation, at the gateway's door; those on evidence and on clients are theirs.
 
-``tests/client/test_session.py`` has relayed evidence, old nonces and swapped answers; ``test_streaming.py`` cut
-ones; ``test_malicious.py`` stale evidence, the downgrade to plain HTTP and servers that mean harm.
+``tests/client/test_session.py`` has relayed evidence, old nonces and swapped answers; ``test_streaming.py``
+cut ones; ``test_malicious.py`` stale evidence, the downgrade to plain HTTP and servers that mean harm.
 """
 
 from __future__ import annotations
