@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloister.errors import ConfigError, MalformedInput, ModelNotFound
+from cloister.serve.groups import WorkerGroups
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.remote.digests import Digests
 from cloister.serve.remote.messages import ModelKey
@@ -77,14 +78,15 @@ def test_a_worker_elsewhere_is_as_one_here(tmp_path: Path) -> None:
         worker_memory_mb=700,
     )
     config = ModelConfig(batch_size=3, idempotent=False)
+    groups = WorkerGroups(tmp_path)
 
     async def work() -> None:
         with PrivateFolder(tmp_path) as folders:
-            models = HostModels(settings, None, folders, clock=Clock())
+            models = HostModels(settings, None, folders, groups=groups, clock=Clock())
             await models.look()
             async with models.using(key, config) as spec:
                 assert (spec.envelope, [item.name for item in spec.metrics]) == ("json", ["Seen"])
-                assert (spec.batch_size, spec.idempotent) == (3, False)
+                assert (spec.batch_size, spec.idempotent, spec.groups) == (3, False, groups)
                 assert (spec.sandbox.level, spec.sandbox.memory_bytes) == ("best-effort", 700 << 20)
 
     asyncio.run(work())

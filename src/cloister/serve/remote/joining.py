@@ -21,6 +21,7 @@ from cloister.attest.attester import pick_attester
 from cloister.crypto.locked import forbid_dumps
 from cloister.errors import CloisterError, ConfigError, TransportError
 from cloister.serve.faults import report_crashes_without_content
+from cloister.serve.groups import WorkerGroups
 from cloister.serve.hardening import refuse_unmeasured_inputs
 from cloister.serve.log import configure_log, log
 from cloister.serve.placement import Placement
@@ -81,13 +82,15 @@ def run_worker(settings: Settings, *, ready: Callable[[str], None] = lambda line
         attester = pick_attester(settings.attest, mr_config_id=host_digest(settings))
     own, demands = host_trust(settings, attester)
     remove_stale(Path(serve.tmpfs))
+    groups = WorkerGroups.open()
     with (
+        contextlib.nullcontext() if groups is None else contextlib.closing(groups),
         PrivateFolder(Path(serve.tmpfs)) as folders,
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
     ):
         worker = WorkerHost(
             settings,
-            HostModels(serve, attester, folders),
+            HostModels(serve, attester, folders, groups=groups),
             folders,
             Trust(make_link_key(), own, demands),
             (host, port),

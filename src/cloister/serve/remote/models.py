@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cloister.attest.model import Attester
 from cloister.errors import ConfigError, MalformedInput, ModelNotFound
+from cloister.serve.groups import WorkerGroups
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.plain_store import PlainStore
 from cloister.serve.process import WorkerSpec
@@ -46,9 +47,11 @@ class HostModels:
         attester: Attester | None,
         folders: PrivateFolder,
         *,
+        groups: WorkerGroups | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
+        self._groups = groups
         self._store: Store
         if attester is None:
             self._store = PlainStore(Path(settings.model_store))
@@ -92,7 +95,7 @@ class HostModels:
                 version=key.version,
                 model_dir=placed.folder,
                 handler=placed.handler,
-                groups=None,
+                groups=self._groups,
             )
         finally:
             placed.users -= 1
