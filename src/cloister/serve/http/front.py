@@ -16,11 +16,11 @@ from cloister.serve.http.heads import Head, HeadCache
 from cloister.serve.http.render import Renderer
 from cloister.serve.http.ways import Way
 
-TICK_S = 0.125
+SLICES = 64
+"""Every tick looks at one part of the connections: at each one about once a second, so that no request needs
+a timer, and never at many at once. Of ten thousand idle ones that is 160 in a tick, which takes 0.1 ms."""
+TICK_S = 1 / SLICES
 """The clock's step."""
-SLICES = 8
-"""Every tick looks at one part of the connections: at each one once a second, and never at all at once. So a
-connection's time limits are kept to about a second, and no request needs a timer."""
 ADMISSION_S = 1.0
 """How long a decision to let a head in is kept: a token that expires or is withdrawn is refused after it."""
 IDLE_S = 75.0
