@@ -114,9 +114,9 @@ def bearer(key: bytes | str) -> dict[str, str]:
     return {"authorization": f"Bearer {text}"} if text else {}
 
 
-@pytest.fixture(scope="session")
-def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
-    """A server that knows callers of every kind."""
+@pytest.fixture(scope="session", params=[1, 2], ids=["core", "frontends"])
+def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
+    """A server that knows callers of every kind, without frontend processes and with them."""
     folder = tmp_path_factory.mktemp("known")
     issuer = LocalIssuer()
     jwks, keys = folder / "second.json", folder / "api-keys.jsonl"
@@ -127,6 +127,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
     watch = make_api_key(keys, "watch", now=datetime.now(UTC))
     ports = {name: free_port() for name in ("management", "metrics", "grpc", "grpc_management")}
     extra = {
+        "serve.frontends": request.param,
         "serve.access_policy": str(folder / "requests.cedar"),
         "serve.identities": str(folder / "identities.toml"),
         "serve.api_keys": str(keys),
@@ -295,7 +296,8 @@ def test_metrics(known: Known) -> None:
             assert http.get("/metrics").status_code == 403
 
 
-def test_settings_that_require_a_certificate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frontends", [1, 2])
+def test_settings_that_require_a_certificate(tmp_path: Path, frontends: int) -> None:
     """Where certificates are required nobody connects without one, over HTTPS or gRPC."""
     key = TlsKey.make(tmp_path / "tls")
     (tmp_path / "authority.pem").write_bytes(SITE.pem)
@@ -313,6 +315,7 @@ def test_settings_that_require_a_certificate(tmp_path: Path) -> None:
     flags = {
         "serve.mode": "open",
         "serve.inference_address": f"https://127.0.0.1:{port}",
+        "serve.frontends": frontends,
         "serve.grpc_port": grpc_port,
         "serve.grpc_tls": True,
         "serve.certificate": str(key.folder / "tls.pem"),

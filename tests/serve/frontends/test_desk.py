@@ -66,6 +66,7 @@ async def rig() -> AsyncIterator[Rig]:
         [Front(api, Way.OPEN, body_timeout_s=1.0)],
         on_word=lambda word: made[0].words.append(word),
         on_broken=lambda reason: made[0].broken.append(reason),
+        on_lost=lambda: made[0].broken.append("lost"),
     )
     made.append(Rig(api, desk, theirs))
     for sock in (ours, theirs):
@@ -150,7 +151,7 @@ def test_end_cancels_what_waits() -> None:
             assert end.api.model.jobs[0].cancelled
             assert [task.cancelled() for task in tasks] == [True]
             assert end.desk.asked == {}
-            assert end.broken == ["it closed its connection"]
+            assert end.broken == ["lost"]
 
     run(test())
 

@@ -222,7 +222,7 @@ async def _hand_over(front: Front, stack: contextlib.AsyncExitStack) -> Link:
     """Both ends of a frontend process's socket, in one process; that nothing is left over is seen to."""
     loop = asyncio.get_running_loop()
     faults: list[str] = []
-    desk = Desk([front], on_word=lambda _: None, on_broken=faults.append)
+    desk = Desk([front], on_word=lambda _: None, on_broken=faults.append, on_lost=lambda: None)
     link = Link(lambda: None)
     ours, theirs = socket.socketpair()
     for sock, protocol in ((ours, desk), (theirs, link)):

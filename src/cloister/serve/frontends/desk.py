@@ -57,6 +57,7 @@ class Desk(asyncio.Protocol):
         fronts: the ports that it serves, in the order in which it was told of them.
         on_word: called with what it says of itself.
         on_broken: called with the reason, without content, when it says what it may not.
+        on_lost: called when the connection is gone.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Desk(asyncio.Protocol):
         *,
         on_word: Callable[[Ready | Alive], None],
         on_broken: Callable[[str], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.asked: dict[int, Handed] = {}
@@ -75,6 +77,7 @@ class Desk(asyncio.Protocol):
         self._counters = [Counter(front, self) for front in fronts]
         self._on_word = on_word
         self._on_broken = on_broken
+        self._on_lost = on_lost
         self._decoder: FrameDecoder[FromFrontend] = FrameDecoder(FromFrontend)  # type: ignore[arg-type]
         self._transport: asyncio.Transport | None = None
         self._encode = HeadEncoder()
@@ -138,7 +141,7 @@ class Desk(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.writable.set()
         self.close()
-        self._on_broken("it closed its connection")
+        self._on_lost()
 
     def pause_writing(self) -> None:
         self.writable.clear()

@@ -27,6 +27,8 @@ _BOOTSTRAP = (
     "from cloister.serve.frontends.main import main; sys.exit(main())"
 )
 
+LOST_S = 1.0
+
 
 class FrontendProcess:
     """One frontend from start to end.
@@ -45,7 +47,7 @@ class FrontendProcess:
     ) -> None:
         self._sockets = sockets
         self._on_end = on_end
-        self._desk = Desk(fronts, on_word=self._hear, on_broken=self.kill)
+        self._desk = Desk(fronts, on_word=self._hear, on_broken=self.kill, on_lost=self._lost)
         self._process: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._ready = asyncio.Event()
@@ -129,12 +131,15 @@ class FrontendProcess:
         if isinstance(word, Ready):
             self._ready.set()
 
+    def _lost(self) -> None:
+        """Its connection is gone, as a rule because it is: then the process says better why."""
+        asyncio.get_running_loop().call_later(LOST_S, self.kill, "it closed its connection")
+
     def _process_ended(self) -> None:
         assert self._process is not None
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         code = self._process.wait()
-        # It may have ended by itself, and its socket been heard of first.
         if not self.reason or code != -signal.SIGKILL:
             self.reason = _explain(code)
         self._ended.set()
