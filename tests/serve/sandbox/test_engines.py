@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from cloister.serve.sandbox.plan import SandboxPlan
+from cloister.serve.sandbox.plan import plan_for
+from cloister.settings import ServeSettings
 from tests.serve.sandbox.inside import run_confined
 
 CODE = {
@@ -85,6 +87,8 @@ def test_engine_infers(engine: str, layers: list[str], tmp_path: Path) -> None:
     """The engine is imported, loads a model from the scratch folder and answers."""
     if importlib.util.find_spec(engine) is None:
         pytest.skip(f"{engine} is not installed")
-    plan = SandboxPlan(level="best-effort", scratch_bytes=64 << 20)
+    # The limits that a worker has where nothing is set.
+    plan = msgspec.structs.replace(plan_for(ServeSettings(sandbox="best-effort")), scratch_bytes=64 << 20)
+    assert plan.memory_bytes > 1 << 30
     state, worked = run_confined(tmp_path, CODE[engine], plan=plan, without=layers)
     assert worked is True, state
