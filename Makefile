@@ -73,11 +73,13 @@ $(VENV)/.newman: $(BIN)/python
 	fi
 	@touch $@
 
-# HPKE packages of npm for an OHTTP client that shares no code with Cloister (tests/ohttp/test_outside.py).
+# OHTTP and HPKE of npm, for clients that share no code with Cloister (tests/ohttp/test_outside.py).
 $(VENV)/.outside: $(BIN)/python
 	@if command -v npm >/dev/null; then \
 	  npm install --prefix $(VENV)/outside --no-audit --no-fund --silent @hpke/core@1 @hpke/hybridkem-x-wing@0.7 \
 	    >/dev/null 2>&1 || echo "@hpke could not be installed: the tests that need it will be skipped"; \
+	  npm install --prefix $(VENV)/outside --no-audit --no-fund --silent ohttp-ts@0.5 hpke@1 \
+	    >/dev/null 2>&1 || echo "ohttp-ts could not be installed: the tests that need it will be skipped"; \
 	fi
 	@touch $@
 

@@ -1,4 +1,8 @@
-"""An OHTTP client whose HPKE comes from npm talks to our gateway, whole and in chunks, with each KEM."""
+"""OHTTP clients from elsewhere talk to our gateway, whole and in chunks.
+
+One is ``ohttp-ts``, another implementation of all of it: OHTTP, Binary HTTP and HPKE. The other one is a
+script whose HPKE is npm's ``@hpke``, for the KEMs that the first does not have.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,15 +53,36 @@ def test_conversation(node: str, service: SealedService, kem: Kem, aead: Aead, k
     """Its request opens here, and our answer opens there."""
     key = GatewayKey(5, PrivateKey.generate(kem), ((Kdf.HKDF_SHA256, aead),))
     service.gateway = Gateway((key,))
+    check_answer(ask(node, SCRIPT, service.url, key, kind))
+
+
+@pytest.mark.parametrize("kind", ["whole", "chunked"])
+def test_ohttp_ts(node: str, service: SealedService, kind: str) -> None:
+    """A second implementation of OHTTP agrees with ours, in both of its forms."""
+    if not (PACKAGES / "node_modules" / "ohttp-ts").exists():
+        pytest.skip("npm install --prefix .venv/outside ohttp-ts@0.5 hpke@1 was not possible")
+    key = GatewayKey(5, PrivateKey.generate(), ((Kdf.HKDF_SHA256, Aead.AES_128_GCM),))
+    service.gateway, service.piece_bytes = Gateway((key,)), 5000
+    check_answer(ask(node, SCRIPT.with_name("outside_ohttp_ts.mjs"), service.url, key, kind))
+
+
+def ask(node: str, script: Path, url: str, key: GatewayKey, kind: str) -> dict[str, Any]:
+    """Run a client; what it was answered."""
+    config = key.config.render().hex()
     done = subprocess.run(
-        [node, "--no-warnings", str(SCRIPT), str(PACKAGES), service.url, key.config.render().hex(), kind],
+        [node, "--no-warnings", str(script), str(PACKAGES), url, config, kind],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def check_answer(answer: dict[str, Any]) -> None:
+    """The echo of what both clients ask."""
     assert (answer["status"], answer["fields"]["content-type"]) == (200, "application/json")
     heard = json.loads(answer["body"])
     assert (heard["method"], heard["path"]) == ("POST", "/predictions/echo")
