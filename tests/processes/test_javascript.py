@@ -18,12 +18,13 @@ import httpx
 import pytest
 
 from cloister.serve.access.api_keys import make_api_key
-from tests.client.test_javascript import CLIENT_OF, node
+from tests.client.test_javascript import CLIENT, CLIENT_OF, node
 from tests.fakes.between import Between
 from tests.processes.owner import seal_handler
 from tests.processes.server import Server
 from tests.processes.test_protected import World, make_world
 from tests.processes.test_sealed_access import POLICY, STREAMER
+from tests.test_docs import FENCE, ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 CANARY = "canary-js-5c71"
@@ -304,6 +305,37 @@ def test_cut_stream(guarded: Guarded, between: tuple[Between, str], keep: int) -
         ("verification", "the answer was cut"),
         ("verification", "the answer does not authenticate"),
     )
+
+
+@pytest.mark.parametrize("page", ["clients/js/README.md", "docs/calling.md"])
+def test_documented_example(guarded: Guarded, page: str, tmp_path: Path) -> None:
+    """The example of each page runs as it is written, but for addresses, keys and names of models."""
+    (example,) = [text for language, text in FENCE.findall((ROOT / page).read_text()) if language == "js"]
+    key = json.loads(guarded.verifier_key)
+    for old, new in (
+        ("https://models.example:8443", guarded.plain),
+        ("https://verifier.example:8700", guarded.verifier),
+        ('x: "…", y: "…"', f'x: "{key["x"]}", y: "{key["y"]}"'),
+        ("clk_…", guarded.key),
+        ("  token:", "  allowSimulated: true,\n  token:"),
+        ("predictions/story", "predictions/talk"),
+        ('body: "Once"', 'body: "3"'),
+        ('body: "…"', 'body: "3"'),
+        ('"digits", imageBytes', '"talk", "1"'),
+        ('"digits", { image: [0, 1, 2] }', '"talk", "1"'),
+        ("@cloister/client", str(CLIENT)),
+        ("./cloister.js", str(CLIENT)),
+        ('model.sandbox !== "none"', 'model.sandbox !== ""'),
+    ):
+        example = example.replace(old, new)
+    assert "example:" not in example
+    shown = "const all = await (typeof story === 'object' ? story : stream).text().catch(() => 'read');"
+    (tmp_path / "example.mjs").write_text(f"{example}\n{shown}\nconsole.log('END', all.slice(-3));\n")
+    done = subprocess.run(
+        ["node", "--no-warnings", "example.mjs"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "END end" in done.stdout or "part2" in done.stdout
 
 
 def test_many_at_once_verify_once(guarded: Guarded, between: tuple[Between, str]) -> None:
