@@ -30,7 +30,7 @@ from rig.options import Results, make_parser
 from rig.page import render_table
 from rig.protected import START_S, Stage
 from rig.rounds import run_in_turn
-from rig.servers import spawn, stop
+from rig.servers import processor_s, spawn, stop
 from rig.tiny_servers import pack_tiny
 from rig.ways import open_command, pack_heavy
 
@@ -82,13 +82,14 @@ def measure_load(task: str, precision: str, rounds: int, environments: Path, wor
             try:
                 with PeakWatch(process.pid, before) as watch:
                     wait_first(port, archive.stem, body, content_type, process, tls=sealed)
-                    took = time.perf_counter() - began
+                    took, used = time.perf_counter() - began, processor_s(process.pid)
                     time.sleep(1)
             finally:
                 stop(process)
             parts = {part: getattr(watch.peak, part) / MIB for part in ("private", "files", "shared")}
             return {
                 "first_answer_s": took,
+                "processor_s": used,
                 "peak_mib": watch.peak.total / MIB,
                 "after_mib": watch.last.total / MIB,
                 **parts,
@@ -98,7 +99,7 @@ def measure_load(task: str, precision: str, rounds: int, environments: Path, wor
         found = run_in_turn(["plain", "sealed"], rounds, measure)
     ratios = {
         figure: round(found.ratio("sealed", "plain", figure), 4)
-        for figure in ("first_answer_s", "peak_mib", "after_mib")
+        for figure in ("first_answer_s", "processor_s", "peak_mib", "after_mib")
     }
     return {"medians": found.medians(), "runs": found.runs(), "ratios": ratios}
 
@@ -161,6 +162,12 @@ def main() -> int:
             f"{plain['first_answer_s']:.2f}",
             f"{sealed['first_answer_s']:.2f}",
             f"{ratios['first_answer_s']:.3f}",
+        ],
+        [
+            "processor time for it, s",
+            f"{plain['processor_s']:.2f}",
+            f"{sealed['processor_s']:.2f}",
+            f"{ratios['processor_s']:.3f}",
         ],
         [
             "peak memory, MiB",
