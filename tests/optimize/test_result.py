@@ -99,6 +99,20 @@ def test_settings_for_the_server() -> None:
         engine_options(ROWS[0])
 
 
+def test_what_a_sandbox_forbids_is_not_served() -> None:
+    """A method that compiles when it is loaded may be the best of all, but not the best to serve."""
+    from dataclasses import replace
+    from pathlib import Path
+
+    inductor = next(method for method in METHODS if method.compiled)
+    rows = (
+        replace(row("inductor", 1, 900, method=inductor), folder=Path("/"), file="model.pt2"),
+        replace(row("int8", 8, 200, method=INT8), folder=Path("/"), file="model.xml"),
+    )
+    result = Result(rows, Goal())
+    assert (result.best(), result.best(servable=True)) == rows
+
+
 def test_the_report_needs_no_network_and_escapes() -> None:
     """One page with plots: no script, no address but the SVG's namespace, no markup of others."""
     page = render_report(Result(ROWS, Goal(), METRICS["accuracy"], machine={"cores": "2"}), "a <model>")

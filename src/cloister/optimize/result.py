@@ -45,6 +45,11 @@ class Row:
             return None
         return max(self.measured.timings, key=lambda timing: timing.per_s)
 
+    @property
+    def servable(self) -> bool:
+        """Whether it has a form for an archive; no sandbox lets a compiler start when a model is loaded."""
+        return self.folder is not None and self.method is not None and not self.method.compiled
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         found: dict[str, Any] = {"method": self.name, "status": str(self.status)}
@@ -144,7 +149,7 @@ class Result:
         """
         fitting = [row for row in self.rows if not self.objections(row)]
         if servable:
-            fitting = [row for row in fitting if row.folder is not None]
+            fitting = [row for row in fitting if row.servable]
         return min(fitting, key=lambda row: _cost(row, self.goal.objective), default=None)
 
     def with_goal(self, goal: Goal) -> Result:

@@ -36,6 +36,8 @@ MEMORY_SHARE = 0.9
 CALIBRATION_S = 8.0
 CALIBRATION_ROWS = (10, 300)
 """At least and at most, as far as there is data. Between: what the original computes in ``CALIBRATION_S``."""
+ORIGINAL_SHARE = 0.4
+"""Of the budget: what only serves as a measure must not use up the time for what could be better."""
 OUTCLASSED = 0.5
 """An engine whose FP32 has less than this share of another's best throughput is not tried in INT8."""
 _ORIGINAL_IN_ENGINE = {"onnx": "onnxruntime_fp32", "ir": "openvino_fp32", "tensorflow": "openvino_fp32"}
@@ -269,7 +271,10 @@ class _Search:
 
         limit_s = self._plan.method_limit_s
         if self._until is not None:
-            limit_s = max(1.0, min(limit_s, self._until - time.monotonic()))
+            left_s = self._until - time.monotonic()
+            if job.task == "original":
+                left_s *= ORIGINAL_SHARE
+            limit_s = max(1.0, min(limit_s, left_s))
         return run_job(job, folder, limit_s=limit_s, memory_bytes=self._memory, on_stage=on_stage)
 
     def _trial_job(

@@ -102,7 +102,7 @@ def _measure(job: Job, subject: _Subject, enter: Enter) -> Measured:
     for streams in subject.streams:
         if streams > 1:
             with _Opened(subject.open(streams, 1)) as several:
-                timings.append(_wave_timing(job, several, rows, streams, 1))
+                timings.append(_wave_timing(job, several, rows, Timing(streams, 1, 0.0), latency))
     return Measured(
         mean_ms=latency.mean_ms,
         p50_ms=latency.p50_ms,
@@ -119,9 +119,11 @@ def _throughput(
     job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]], latency: Latency
 ) -> list[Timing]:
     """In one stream: rows one by one, and together if a try says that it may help."""
-    found = [_wave_timing(job, runner, rows, 1, 1)]
+    found = [_wave_timing(job, runner, rows, Timing(1, 1, 0.0), latency)]
+    # A slow model is tried with fewer rows, so that the try does not take longer than all other measurements.
+    count = min(job.concurrency, max(2, _calls_within(2 * job.throughput_s, latency)))
     if job.concurrency > 1:
-        together = next(chunks(_cycle(rows, job.concurrency), job.concurrency))
+        together = next(chunks(_cycle(rows, count), count))
         try:
             runner.infer(together)
             started = time.perf_counter()
@@ -129,24 +131,34 @@ def _throughput(
             took_s = time.perf_counter() - started
         except (CloisterError, RuntimeError, ValueError):
             return found  # a model of one row at a time
-        if took_s * 1e3 < WORTH * latency.p50_ms * job.concurrency:
-            found.append(_wave_timing(job, runner, rows, 1, job.concurrency))
+        if took_s * 1e3 < WORTH * latency.p50_ms * count:
+            found.append(_wave_timing(job, runner, rows, Timing(1, count, 0.0), latency))
     return found
 
 
 def _wave_timing(
-    job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]], streams: int, together: int
+    job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]], way: Timing, latency: Latency
 ) -> Timing:
-    """As many requests at once as asked for, until the time is up."""
-    requests = list(chunks(_cycle(rows, job.concurrency), together))
+    """As many requests at once as asked for, until the time is up.
+
+    Fewer where that many take longer than the whole measurement should: more of them would only wait.
+    """
+    least = way.streams * way.rows
+    count = max(least, min(job.concurrency, way.streams * _calls_within(job.throughput_s, latency)))
+    requests = list(chunks(_cycle(rows, count), way.rows))
 
     def wave() -> int:
         runner.infer_each(requests)
-        return job.concurrency
+        return count
 
-    runner.infer_each(requests[: max(1, streams)])
+    if way.streams > 1:
+        runner.infer_each(requests[: way.streams])
     per_s, _ = measure_throughput(wave, seconds=job.throughput_s)
-    return Timing(streams, together, per_s)
+    return replace(way, per_s=per_s)
+
+
+def _calls_within(seconds: float, latency: Latency) -> int:
+    return int(seconds * 1e3 / max(latency.p50_ms, 1e-3))
 
 
 def _cycle(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:

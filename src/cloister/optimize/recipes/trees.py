@@ -39,8 +39,8 @@ def _lightgbm(model: Any, folder: Path) -> str:
 def _sklearn(model: Any, folder: Path) -> str:
     import treelite
 
-    treelite.sklearn.import_model(model).serialize(str(folder / "model.tl"))
-    return "model.tl"
+    treelite.sklearn.import_model(model).serialize(str(folder / "model.treelite"))
+    return "model.treelite"
 
 
 _WRITERS = {"xgboost": _xgboost, "lightgbm": _lightgbm, "sklearn": _sklearn}

@@ -1,0 +1,148 @@
+"""Every form that a model comes in is brought into the forms that engines load, and computes the same."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cloister.optimize.data import load_metric
+from cloister.optimize.job import Job, Status
+from cloister.optimize.quantities import parse_drop
+from cloister.optimize.recipes.torch import make_aoti, make_program
+from cloister.optimize.recipes.trees import make_trees
+from cloister.optimize.result import Goal
+from cloister.optimize.samples import Samples, gather
+from cloister.optimize.search import Plan, search
+from cloister.optimize.source import Source, load, parse_source
+from cloister.optimize.workspace import Workspace
+from tests.optimize import models
+
+QUICK = {"latency_samples": 5, "throughput_s": 0.1, "concurrency": 2, "threads": 1}
+
+
+def torchscript(folder: Path) -> Path:
+    """A traced net."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(models.picture_net().eval(), torch.rand(2, 1, 16, 16))
+        torch.jit.save(traced, folder / "net.pt")
+    return folder / "net.pt"
+
+
+def program(folder: Path) -> Path:
+    """An exported program."""
+    rows = torch.export.Dim("rows", min=1, max=64)
+    net = models.picture_net().eval()
+    exported = torch.export.export(net, (torch.rand(2, 1, 16, 16),), dynamic_shapes=({0: rows},))
+    torch.export.save(exported, folder / "net.pt2")
+    return folder / "net.pt2"
+
+
+def onnx(folder: Path) -> Path:
+    """An ONNX file."""
+    pytest.importorskip("onnx")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            models.picture_net().eval(), (torch.rand(2, 1, 16, 16),), folder / "net.onnx",
+            input_names=["pixels"], dynamic_axes={"pixels": {0: "rows"}}, dynamo=False,
+        )  # fmt: skip
+    return folder / "net.onnx"
+
+
+def ir(folder: Path) -> Path:
+    """OpenVINO's own files."""
+    openvino = pytest.importorskip("openvino")
+    model = openvino.convert_model(models.picture_net().eval(), example_input=torch.rand(2, 1, 16, 16))
+    openvino.save_model(model, folder / "net.xml")
+    return folder / "net.xml"
+
+
+@pytest.mark.parametrize("make", [torchscript, program, onnx, ir])
+def test_every_file_reaches_openvino(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """From each form of file, the converted model labels every picture as the net itself does."""
+    pytest.importorskip("openvino")
+    data = gather(models.pictures())
+    plan = Plan(
+        source=parse_source(str(make(tmp_path))),
+        calibration=data,
+        validation=data,
+        metric=load_metric("accuracy"),
+        metric_place="accuracy",
+        includes=("openvino_fp32",),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row("openvino_fp32")
+    assert row.status is Status.SUCCESSFUL, row.reason
+    assert row.metric == 1.0
+
+
+def test_quantization_that_watches_accuracy(tmp_path: Path) -> None:
+    """With a drop of nothing allowed, what INT8 would change for the worse stays as it was."""
+    pytest.importorskip("nncf")
+    data = gather(models.pictures())
+    plan = Plan(
+        source=Source("factory", "tests.optimize.models:picture_net"),
+        calibration=data,
+        validation=data,
+        metric=load_metric("accuracy"),
+        metric_place="accuracy",
+        goal=Goal(max_drop=parse_drop("0.5%")),
+        includes=("openvino_int8", "openvino_int8_accuracy"),
+        accuracy_aware=True,
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row("openvino_int8_accuracy")
+    assert row.status is Status.SUCCESSFUL, row.reason
+    assert row.drop is not None
+    assert row.drop <= 0.005
+
+
+def job(tmp_path: Path, factory: str, data: Samples) -> Job:
+    """A conversion of a model of the tests."""
+    data.save(tmp_path / "data.npz")
+    source = Source("factory", f"tests.optimize.models:{factory}")
+    return Job(task="convert", source=source, data=str(tmp_path / "data.npz"))
+
+
+def test_programs_take_any_number_of_rows_and_tokens(tmp_path: Path) -> None:
+    """What is exported from a batch of two runs with others, and with other lengths."""
+    name = make_program(job(tmp_path, "two_inputs", gather(models.sentences())), tmp_path)
+    found = load(parse_source(str(tmp_path / name)))
+    for rows, length in ((1, 8), (5, 11)):
+        inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.int64)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        assert found(inputs)["logits"].shape == (rows, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_library_compiled_ahead(tmp_path: Path) -> None:
+    """AOTInductor's package computes what the net does."""
+    data = gather(models.pictures())
+    name = make_aoti(job(tmp_path, "picture_net", data), tmp_path)
+    compiled = torch._inductor.aoti_load_package(str(tmp_path / name))
+    x = torch.rand(3, 1, 16, 16)
+    found = compiled(input=x)
+    with torch.no_grad():
+        torch.testing.assert_close(found, models.picture_net().eval()(x), atol=1e-4, rtol=1e-3)
+
+
+def test_forests_become_files(tmp_path: Path) -> None:
+    """A forest of scikit-learn in the form that the engine for trees reads."""
+    joblib, treelite = pytest.importorskip("joblib"), pytest.importorskip("treelite")
+    from sklearn.ensemble import RandomForestClassifier
+
+    x = np.random.default_rng(1).normal(size=(80, 5)).astype(np.float32)
+    joblib.dump(RandomForestClassifier(5, random_state=1).fit(x, x[:, 0] > 0), tmp_path / "forest.joblib")
+    source = parse_source(str(tmp_path / "forest.joblib"))
+    name = make_trees(Job(task="convert", source=source), tmp_path)
+    assert treelite.Model.deserialize(str(tmp_path / name)).num_tree == 5
