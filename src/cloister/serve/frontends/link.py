@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -36,7 +36,6 @@ from cloister.serve.frontends.frames import (
     ToFrontend,
 )
 from cloister.serve.http import paths
-from cloister.serve.http.api import Api
 from cloister.serve.http.cors import Cors, find_origin
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import Front
@@ -46,6 +45,9 @@ from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
 from cloister.serve.http.ways import Way
 from cloister.serve.jobs import NEVER, Answer, Job, answer_parts, failure
+
+if TYPE_CHECKING:
+    from cloister.serve.http.api import Api
 
 _TRACE = frozenset((b"traceparent", b"tracestate"))
 _encode = msgspec.msgpack.Encoder().encode

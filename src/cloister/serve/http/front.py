@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
-from cloister.serve.http.api import Api
 from cloister.serve.http.cors import find_origin
 from cloister.serve.http.gateway import REQUEST_TYPE
 from cloister.serve.http.heads import Head, HeadCache
 from cloister.serve.http.render import Renderer
 from cloister.serve.http.ways import Way
+
+if TYPE_CHECKING:
+    from cloister.serve.http.api import Api
 
 SLICES = 64
 """Every tick looks at one part of the connections: at each one about once a second, so that no request needs
