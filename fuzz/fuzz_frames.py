@@ -32,6 +32,7 @@ from cloister.serve.handler_metrics import HandlerMetrics
 from cloister.serve.http.predictions import render_answer
 from cloister.serve.http.render import Renderer
 from cloister.serve.jobs import Answer, Job
+from cloister.serve.log import configure_log
 from cloister.serve.remote import messages
 from cloister.serve.remote.channel import Channel, printable
 from cloister.serve.seat import Seat
@@ -182,6 +183,7 @@ def one_input(data: bytes) -> None:
 
 def main() -> None:
     """Fuzz until stopped."""
+    configure_log("error")  # failures are logged, and there are many
     import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     atheris.instrument_all()
