@@ -28,6 +28,12 @@ def archive(
     ] = "",
     precision: Annotated[str, typer.Option(help="With --engine: fp32, bf16 or fp16; else as stored.")] = "",
     threads: Annotated[int, typer.Option(help="With --engine: threads; 0: the worker's cores.", min=0)] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="With --engine torch: compile a .pt2 for this processor.")
+    ] = False,
+    entry: Annotated[
+        str, typer.Option(help="With --engine torch and weights: FILE.py:NAME of what makes the module.")
+    ] = "",
     streams: Annotated[
         int, typer.Option(help="With --engine: inferences at a time; 0: its choice.", min=0)
     ] = 0,
@@ -74,8 +80,8 @@ def archive(
         raise ConfigError(
             "--engine needs the model's file", hint="cloister archive --engine openvino model.xml"
         )
-    if handler and (model is not None or precision or threads or streams):
-        raise ConfigError("MODEL, --precision, --threads and --streams go with --engine")
+    if handler and (model is not None or precision or threads or streams or compiled or entry):
+        raise ConfigError("MODEL, --precision, --threads, --streams, --compile and --entry go with --engine")
     target = out or (export_path or Path.cwd()) / f"{name}{SUFFIXES[archive_format]}"
     _make_room(target, force=force or (out is not None and not target.is_dir()))
     extra = expand_files(extra_files or ())
@@ -84,7 +90,13 @@ def archive(
 
         source = model or serialized_file
         assert source is not None
-        given = {"precision": precision, "threads": threads, "streams": streams}
+        given: dict[str, object] = {
+            "precision": precision,
+            "threads": threads,
+            "streams": streams,
+            "entry": entry,
+        }
+        given["compiled"] = compiled
         settings = read_settings(config_file)
         section = settings.pop("engine", {})
         manifest = pack_model(

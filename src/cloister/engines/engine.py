@@ -32,7 +32,7 @@ class EngineOptions:
     """Up to how many rows of several requests are put together for one inference; 0 leaves the choice to the
     engine, 1 puts none together."""
     compiled: bool = False
-    """PyTorch only: compile the model when it is loaded."""
+    """PyTorch only: ``torch.compile`` when it is loaded. Needs a compiler, which no sandbox lets start."""
     entry: str = ""
     """PyTorch with weights alone: ``file.py:Name`` of the archive, a class or function that
     makes the module."""

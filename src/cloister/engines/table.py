@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from cloister.engines import openvino
+from cloister.engines import onnxruntime, openvino, tensorflow, torch, trees
 from cloister.engines.engine import Engine, EngineOptions, OpenModel
 from cloister.engines.files import ModelFiles
 from cloister.errors import ConfigError
 
 ENGINES: dict[str, OpenModel] = {
+    "torch": torch.open_model,
     "openvino": openvino.open_model,
+    "onnxruntime": onnxruntime.open_model,
+    "trees": trees.open_model,
+    "tensorflow": tensorflow.open_model,
 }
 
 

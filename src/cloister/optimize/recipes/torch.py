@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cloister.engines.torch import compile_program
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Job
 from cloister.optimize.program import Program
@@ -40,8 +41,7 @@ def make_aoti(job: Job, folder: Path) -> str:
     if shutil.which("c++") is None and shutil.which("g++") is None:
         raise MissingDependencyError("there is no C++ compiler", hint="apt-get install g++")
     program = _export(torch, job, channels_last=False)
-    with torch.no_grad():
-        torch._inductor.aoti_compile_and_package(program, package_path=str(folder / FILE))
+    compile_program(program, folder / FILE)
     return FILE
 
 

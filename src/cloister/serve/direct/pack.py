@@ -14,6 +14,7 @@ from typing import IO, Any
 import msgspec
 import yaml
 
+from cloister.engines.convert import convert_model
 from cloister.engines.engine import Engine
 from cloister.engines.files import ModelFiles
 from cloister.engines.spec import SERVED_KEY, ServedSpec, parse_spec
@@ -45,21 +46,24 @@ def pack_model(
     Args:
         model: the file that the engine loads. Weights that lie beside it under the same name come with it.
         kind: name of the engine.
-        options: of the section ``engine``, besides ``kind`` and ``file``.
+        options: of the section ``engine``, besides ``kind`` and ``file``; ``compiled`` compiles here.
         settings: the rest of the model's YAML, such as ``input``, ``output`` and ``minWorkers``.
         extra_files: labels, a module with the network; files, or folders with all that is in them.
     Raises:
         ConfigError: a file is not there, or the engine does not take the model.
         MissingDependencyError: the engine's package is not installed here.
     """
-    files = [model, *(path for path in companions(model) if path.is_file())]
-    document = dict(settings or {})
-    document[SERVED_KEY] = {**(options or {}), "kind": kind, "file": model.name}
-    spec = read_served(document)
-    engine = check_served(spec, [*files, *extra_files])
-    document[SERVED_KEY]["schema"] = msgspec.to_builtins(engine.schema)
-    engine.close()
+    section = dict(options or {})
     with tempfile.TemporaryDirectory() as folder:
+        converted = convert_model(kind, model, Path(folder), compiled=bool(section.pop("compiled", False)))
+        model = converted.file
+        if converted.schema is not None:
+            section["schema"] = msgspec.to_builtins(converted.schema)
+        files = [model, *(path for path in companions(model) if path.is_file())]
+        document = {**(settings or {}), SERVED_KEY: {**section, "kind": kind, "file": model.name}}
+        engine = check_served(read_served(document), [*files, *extra_files])
+        document[SERVED_KEY]["schema"] = msgspec.to_builtins(engine.schema)
+        engine.close()
         config = Path(folder, CONFIG_NAME)
         config.write_text(yaml.safe_dump(msgspec.to_builtins(document), sort_keys=False))
         return pack_archive(

@@ -1,0 +1,154 @@
+"""Forests and boosted trees: XGBoost, LightGBM, and scikit-learn's by way of Treelite.
+
+======================= ====================================================
+file                    what it is
+======================= ====================================================
+``.json``, ``.ubj``     XGBoost's own formats
+``.txt``                LightGBM's own format
+``.treelite``           Treelite's, made of scikit-learn's forests (``convert``)
+======================= ====================================================
+
+None of these holds code. A pickle does: it is not taken here in any case.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cloister.engines.engine import Array, Arrays, EngineOptions
+from cloister.engines.files import ModelFiles
+from cloister.engines.schema import ANY, Datatype, ModelSchema, TensorSpec
+from cloister.engines.threads import available_cores, infer_in_threads
+from cloister.errors import ConfigError, MissingDependencyError
+
+INPUT, OUTPUT = "x", "scores"
+ROWS = 256
+Predict = Callable[[Array], Array]
+
+
+class Loaded:
+    """A forest that is ready: how it predicts, and what it takes."""
+
+    def __init__(self, predict: Predict, features: int, taken: Datatype, given: Datatype) -> None:
+        self.predict = predict
+        self.features = features
+        self.taken: Datatype = taken
+        self.given: Datatype = given
+
+
+def open_model(files: ModelFiles, file: str, options: EngineOptions) -> TreesEngine:
+    """Load a model.
+
+    Raises:
+        ConfigError: the file is none of these, is broken, or a precision was asked for.
+        MissingDependencyError: the library that reads it is not installed.
+    """
+    load = _FORMATS.get(file[file.rfind(".") :])
+    if load is None:
+        hint = "export it with skops.io.dump and pack that: cloister archive converts it"
+        raise ConfigError(f"trees reads {', '.join(_FORMATS)}, not {file[:256]!r}", hint=hint)
+    if options.precision not in ("", "fp32"):
+        raise ConfigError(f"trees computes as the model is stored, not in {options.precision!r}")
+    content = bytes(files.read(file))
+    streams = options.streams or 1
+    try:
+        loaded = load(content, max(1, (options.threads or available_cores()) // streams))
+    except ConfigError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise ConfigError(f"{file[:256]!r} cannot be read") from error
+    return TreesEngine(loaded, streams=streams, rows=options.rows or ROWS)
+
+
+class TreesEngine:
+    """One forest: rows of features to rows of scores."""
+
+    def __init__(self, loaded: Loaded, *, streams: int, rows: int) -> None:
+        self._predict: Predict | None = loaded.predict
+        probe = self._scores(np.zeros((1, loaded.features), _DTYPES[loaded.taken]))
+        self.schema = ModelSchema(
+            (TensorSpec(INPUT, loaded.taken, (ANY, loaded.features)),),
+            (TensorSpec(OUTPUT, loaded.given, (ANY, probe.shape[1])),),
+        )
+        self.streams = streams
+        self.rows = rows
+        self._turns = threading.BoundedSemaphore(streams)
+
+    def infer(self, inputs: Arrays) -> dict[str, Array]:
+        with self._turns:
+            return {OUTPUT: self._scores(inputs[INPUT])}
+
+    def infer_each(self, batches: Sequence[Arrays]) -> list[dict[str, Array]]:
+        return infer_in_threads(self.infer, batches, self.streams)
+
+    def close(self) -> None:
+        self._predict = None
+
+    def _scores(self, rows: Array) -> Array:
+        assert self._predict is not None
+        scores = self._predict(rows)
+        return np.ascontiguousarray(scores.reshape(len(rows), -1))
+
+
+_DTYPES = {"FP32": np.float32, "FP64": np.float64}
+
+
+def _load_xgboost(content: bytes, threads: int) -> Loaded:
+    try:
+        import xgboost
+    except ImportError as error:
+        raise _missing("XGBoost") from error
+    booster = xgboost.Booster({"nthread": threads}, model_file=bytearray(content))
+    booster.set_param({"nthread": threads})
+    return Loaded(
+        lambda rows: np.asarray(booster.inplace_predict(rows, validate_features=False)),
+        booster.num_features(),
+        "FP32",
+        "FP32",
+    )
+
+
+def _load_lightgbm(content: bytes, threads: int) -> Loaded:
+    try:
+        import lightgbm
+    except ImportError as error:
+        raise _missing("LightGBM") from error
+    if b"\nend of trees" not in content:  # LightGBM's own parser runs over the end of what is cut off
+        raise ConfigError("a LightGBM model that is cut off")
+    booster = lightgbm.Booster(model_str=content.decode())
+    return Loaded(
+        lambda rows: np.asarray(booster.predict(rows, num_threads=threads)),
+        booster.num_feature(),
+        "FP64",
+        "FP64",
+    )
+
+
+def _load_treelite(content: bytes, threads: int) -> Loaded:
+    try:
+        import treelite
+    except ImportError as error:
+        raise _missing("Treelite") from error
+    model = treelite.Model.deserialize_bytes(content)
+    kind: Datatype = "FP64" if model.input_type == "float64" else "FP32"
+    return Loaded(
+        lambda rows: np.asarray(treelite.gtil.predict(model, rows, nthread=threads)),
+        model.num_feature,
+        kind,
+        kind,
+    )
+
+
+def _missing(package: str) -> MissingDependencyError:
+    return MissingDependencyError(f"the engine trees needs {package}", hint="pip install 'cloister[trees]'")
+
+
+_FORMATS: dict[str, Callable[[bytes, int], Loaded]] = {
+    ".json": _load_xgboost,
+    ".ubj": _load_xgboost,
+    ".txt": _load_lightgbm,
+    ".treelite": _load_treelite,
+}
