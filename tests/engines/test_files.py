@@ -24,6 +24,17 @@ def test_a_folders_files_are_mapped(tmp_path: Path) -> None:
     assert content == b"weights"
 
 
+def test_single_files_have_places(tmp_path: Path) -> None:
+    """What an owner packs has other names than paths; a library's place can be asked for, bytes' cannot."""
+    (tmp_path / "here.so").write_bytes(b"code")
+    files = ModelFiles.from_paths({"model.so": tmp_path / "here.so"})
+    assert files.path("model.so") == tmp_path / "here.so"
+    assert files.read("model.so") == b"code"
+    assert list(files.names()) == ["model.so"]
+    with pytest.raises(ConfigError, match="can be loaded from its place"):
+        ModelFiles({"model.so": b"code"}).path("model.so")
+
+
 def test_buffers_are_files_too() -> None:
     """Bytes under a name are found by it."""
     files = ModelFiles({"model.xml": b"<net/>", "model.bin": b""})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,43 @@ def test_without_openvino_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(MissingDependencyError) as refused:
         open_model(ModelFiles({}), "model.xml", EngineOptions())
     assert "cloister[openvino]" in refused.value.hint
+
+
+LOADS = """
+import re, sys
+from pathlib import Path
+from cloister.engines.engine import EngineOptions
+from cloister.engines.files import ModelFiles
+from cloister.engines.openvino import open_model
+engine = open_model(ModelFiles.from_folder(Path(sys.argv[1])), "model.xml", EngineOptions(threads=1))
+print("loaded", flush=True)
+sys.stdin.readline()
+for part in re.split(r"\\n(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text()):
+    if "model.bin" in part.partition("\\n")[0]:
+        print(*(re.search(rf"^{name}:\\s+(\\d+)", part, re.M)[1] for name in ("Rss", "Pss", "Anonymous")))
+"""
+
+
+def test_two_workers_share_the_weights() -> None:
+    """The file's pages are mapped, not copied: each of two processes is charged with half of them."""
+    ops = openvino.opset13
+    x = ops.parameter([-1, 2048], np.float32, name="x")
+    weights = np.random.default_rng(1).standard_normal((2048, 2048), np.float32)
+    model = openvino.Model([ops.matmul(x, ops.constant(weights), False, False)], [x])
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        openvino.save_model(model, Path(folder, "model.xml"), compress_to_fp16=False)
+        command = [sys.executable, "-c", LOADS, folder]
+        pipe = subprocess.PIPE
+        with (
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as one,
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as two,
+        ):
+            for process in (one, two):
+                assert process.stdout is not None
+                assert process.stdout.readline() == "loaded\n"
+            out, _ = one.communicate("\n", timeout=60)
+            two.communicate("\n", timeout=60)
+    resident, charged, copied = map(int, out.split())
+    assert resident * 1024 > 0.95 * weights.nbytes
+    assert charged < 0.55 * resident
+    assert copied == 0

@@ -15,6 +15,7 @@ from cloister.engines.engine import Engine, EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.schema import ModelSchema, parse_schema
 from cloister.engines.table import ENGINES, open_engine
+from cloister.engines.torch import extract_library
 from cloister.errors import ConfigError, MalformedInput, MissingDependencyError
 from tests.engines.models import MODELS, SLOW_MODELS, Made
 
@@ -45,6 +46,8 @@ def make(name: str, folder: Path) -> Ready:
     converted = convert_model(made.kind, made.file, folder, compiled=bool(made.options.get("compiled")))
     paths = [converted.file, converted.file.with_suffix(".bin"), *made.extra_files]
     files = ModelFiles({path.name: path.read_bytes() for path in paths if path.is_file()})
+    if converted.file.suffix == ".so":  # the system loads libraries from their places only
+        files = ModelFiles.from_paths({converted.file.name: converted.file})
     said = made.options.get("schema")
     return Ready(made, files, converted.file.name, parse_schema(said) if said else converted.schema)
 
@@ -130,9 +133,16 @@ def test_broken_files_are_refused(ready: Ready) -> None:
 
 @pytest.mark.slow
 def test_compiled_programs_answer_too(tmp_path: Path) -> None:
-    """A package of AOTInductor carries its schema, and gives the module's answers."""
+    """As a library, and as a package, which carries its schema; each gives the module's own answers."""
     ready = make("torch-compiled", tmp_path)
-    test_answers_are_the_librarys_own(Ready(ready.made, ready.files, ready.file, None))
+    test_answers_are_the_librarys_own(ready)
+    package = tmp_path / "compiled-model.pt2"
+    test_answers_are_the_librarys_own(
+        Ready(ready.made, ModelFiles.from_paths({"model.pt2": package}), "model.pt2", None)
+    )
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ConfigError, match="no package of compile_program"):
+        extract_library(MODELS["torch"](tmp_path / "other").file, tmp_path / "x.so")  # type: ignore[union-attr]
 
 
 def test_bfloat16_is_near(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ engine                      from                         to
 tensorflow                  SavedModel (folder), ``.pb`` OpenVINO's IR; without TensorFlow
 tensorflow                  ``.keras``, ``.h5``          the same; Keras has to be installed
 trees                       ``.skops`` (scikit-learn)    ``.treelite``
-torch, with ``compiled``    ``.pt2``                     a package of compiled code
+torch, with ``compiled``    ``.pt2``                     a library for this processor
 =========================== ============================ ==================================
 
 Whatever is not listed passes as it is.
@@ -119,6 +119,6 @@ def _compile(model: Path, folder: Path) -> Converted:
     torch = pytorch.import_torch()
     if model.suffix != ".pt2":
         raise ConfigError("only an exported program (.pt2) can be compiled")
-    target = folder / model.name
-    schema = pytorch.compile_program(torch.export.load(model), target)
-    return Converted(target, schema)
+    package, library = folder / f"compiled-{model.name}", folder / f"{model.stem}.so"
+    pytorch.compile_program(torch.export.load(model), package)
+    return Converted(library, pytorch.extract_library(package, library))

@@ -16,6 +16,14 @@ class ModelFiles:
     def __init__(self, buffers: Mapping[str, bytes | memoryview]) -> None:
         self._buffers = {name: memoryview(content) for name, content in buffers.items()}
         self._folder: Path | None = None
+        self._paths: dict[str, Path] = {}
+
+    @classmethod
+    def from_paths(cls, paths: Mapping[str, Path]) -> ModelFiles:
+        """Single files by the names that they will have, as their owner packs them."""
+        files = cls({})
+        files._paths = dict(paths)
+        return files
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelFiles:
@@ -32,11 +40,11 @@ class ModelFiles:
 
     def names(self) -> Iterator[str]:
         """The names of all files."""
-        yield from self._buffers
+        yield from dict.fromkeys((*self._buffers, *self._paths))
         if self._folder is not None:
             for path in sorted(self._folder.rglob("*")):
                 name = path.relative_to(self._folder).as_posix()
-                if path.is_file() and name not in self._buffers:
+                if path.is_file() and name not in self._buffers and name not in self._paths:
                     yield name
 
     def read(self, name: str) -> memoryview:
@@ -53,6 +61,17 @@ class ModelFiles:
             buffer = self._buffers[name] = _map(path)
         return buffer.toreadonly()
 
+    def path(self, name: str) -> Path:
+        """Where a file lies, for the system's loader of libraries, which takes nothing else.
+
+        Raises:
+            ConfigError: there is no such file, or it is in memory only.
+        """
+        path = self._path(name)
+        if path is None:
+            raise ConfigError(f"the archive has no file {name[:256]!r} that can be loaded from its place")
+        return path
+
     def beside(self, name: str, suffix: str) -> str:
         """The name of the file that differs from ``name`` in its suffix only."""
         return str(PurePosixPath(name).with_suffix(suffix))
@@ -62,6 +81,8 @@ class ModelFiles:
         self._buffers.clear()
 
     def _path(self, name: str) -> Path | None:
+        if name in self._paths:
+            return self._paths[name]
         parts = PurePosixPath(name)
         if self._folder is None or not name or parts.is_absolute() or ".." in parts.parts:
             return None

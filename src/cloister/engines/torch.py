@@ -3,7 +3,10 @@
 =================== ====================================================================================
 file                what it is
 =================== ====================================================================================
-``.pt2``            ``torch.export.save``'s program, or a package of compiled code (AOTInductor)
+``.pt2``            ``torch.export.save``'s program, or a package of compiled code (AOTInductor). A sandbox
+                    runs no code from what can be written, which is where a package is unpacked: there it
+                    has to be a library
+``.so``             the library of such a package; ``engine.schema`` says what it takes, in its order
 ``.pt``, ``.ts``    TorchScript; ``engine.schema`` says what it takes
 ``.safetensors``    weights; ``engine.entry`` names what makes the module, ``engine.schema`` what it takes.
                     They stay in the map of the decrypted file, one copy for all workers
@@ -176,6 +179,14 @@ def _load_compiled(content: memoryview, options: EngineOptions) -> tuple[Forward
     return lambda inputs: package.boxed_run([inputs[name] for name in names]), schema
 
 
+def _load_library(files: ModelFiles, file: str, options: EngineOptions) -> tuple[Forward, ModelSchema]:
+    torch = import_torch()
+    schema = _said(options, "a library")
+    runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(files.path(file)), max(1, options.streams))
+    names = [spec.name for spec in schema.inputs]
+    return lambda inputs: runner.run([inputs[name] for name in names]), schema
+
+
 def _load_script(files: ModelFiles, file: str, options: EngineOptions) -> tuple[Forward, ModelSchema]:
     torch = import_torch()
     schema = _said(options, "TorchScript")
@@ -277,6 +288,22 @@ def compile_program(program: Any, target: Path) -> ModelSchema:
     return call.schema
 
 
+def extract_library(package: Path, target: Path) -> ModelSchema:
+    """The library of a package that ``compile_program`` made, and the schema that the package carries.
+
+    Raises:
+        ConfigError: it is no such package, or has weights beside its library.
+    """
+    try:
+        with zipfile.ZipFile(package) as archive:
+            (library,) = [name for name in archive.namelist() if name.endswith(".so")]
+            said = msgspec.json.decode(archive.read(library.removesuffix(".so") + "_metadata.json"))
+            target.write_bytes(archive.read(library))
+        return msgspec.json.decode(said[CALL_MEMBER], type=Call).schema
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, msgspec.DecodeError) as error:
+        raise ConfigError(f"{package.name} is no package of compile_program") from error
+
+
 def _output_names(spec: Any, count: int) -> list[str]:
     keys = spec.context if spec.type is dict else None
     if isinstance(keys, list) and len(keys) == count:
@@ -318,6 +345,7 @@ def _is_compiled(content: memoryview) -> bool:
 
 _FORMS: dict[str, Callable[[ModelFiles, str, EngineOptions], tuple[Forward, ModelSchema]]] = {
     ".pt2": _load_program,
+    ".so": _load_library,
     ".pt": _load_script,
     ".ts": _load_script,
     ".safetensors": _load_weights,

@@ -120,16 +120,15 @@ def check_served(spec: ServedSpec, paths: Sequence[Path]) -> Engine:
     Raises:
         ConfigError: as a worker would.
     """
-    buffers: dict[str, bytes | memoryview] = {}
+    places: dict[str, Path] = {}
     for path in paths:
         if path.is_dir():
-            inner = ModelFiles.from_folder(path)
-            buffers.update((name, inner.read(name)) for name in inner.names())
+            places.update((name, path / name) for name in ModelFiles.from_folder(path).names())
         elif path.is_file():
-            buffers[path.name] = ModelFiles.from_folder(path.parent).read(path.name)
+            places[path.name] = path
         else:
             raise ConfigError(f"cannot pack {path}: no such file")
-    files = ModelFiles(buffers)
+    files = ModelFiles.from_paths(places)
     engine = open_engine(spec.engine.kind, files, spec.engine.file, options_of(spec))
     try:
         InputReader(engine.schema, spec.input)
