@@ -161,6 +161,24 @@ def predict(http: httpx.Client, **options: Any) -> int:
 
 
 @pytest.mark.parametrize("way", ["tls", "sealed"])
+def test_a_refusal_is_in_the_log_once(known: Known, way: str) -> None:
+    """However many parts of the server look at a request, the log has one line for its refusal."""
+    log = known.world.flags["serve.decision_log"]
+    opened = known.tls if way == "tls" else known.sealed
+    with opened(key=second(sub=f"refused-{way}")) as http:
+        assert predict(http) == 403
+    deadline = time.monotonic() + 20
+    while not (found := _entries(log, f"refused-{way}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [(entry["kind"], entry["claims"]["count"]) for entry in found] == [("refused", 1)]
+
+
+def _entries(log: str, subject: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in Path(log).read_text().splitlines() if subject in line]
+    return [line["entry"] for line in lines if "entry" in line]
+
+
+@pytest.mark.parametrize("way", ["tls", "sealed"])
 def test_two_issuers(known: Known, way: str) -> None:
     """Each issuer's tokens let in to what the policy permits them, in the open TLS and under seal."""
     opened = known.tls if way == "tls" else known.sealed

@@ -175,6 +175,7 @@ class AccessControl:
         certificate: bytes = b"",
         caller: Caller | None = None,
         known: bool = True,
+        note_refusal: bool = True,
     ) -> Admission:
         """Let a request pass.
 
@@ -186,6 +187,7 @@ class AccessControl:
             caller: who asks, where that is known already; ``headers`` are not looked at then.
             known: whether the server has this model and version. If not, their names are the caller's own
                 words, and the log does not get them.
+            note_refusal: False where whoever answers the request asks again, so that the log has it once.
         Raises:
             Unauthenticated: its credential does not hold.
             IssuerAway: nothing can be said of its credential now.
@@ -198,15 +200,18 @@ class AccessControl:
             try:
                 caller, until_s = self.identify(headers, certificate)
             except Unauthenticated as error:
-                self._note(_NOBODY, action, named, Decision(False, (), error.message))
+                if note_refusal:
+                    self._note(_NOBODY, action, named, Decision(False, (), error.message))
                 raise
         shown = read_client_certificate(certificate).name if certificate else ""
         decision = self._policy.policy.decide(caller, action, model, version, way, shown)
         wait_s = self._limits.wait_s(caller.name, self._clock()) if decision.allowed else 0
         if wait_s:
-            self._note(caller, action, named, Decision(False, (), "over the caller's rate or quota"))
+            decision = Decision(False, (), "over the caller's rate or quota")
+        if decision.allowed or note_refusal:
+            self._note(caller, action, named, decision)
+        if wait_s:
             raise TooManyRequests(wait_s)
-        self._note(caller, action, named, decision)
         if not decision.allowed:
             # The reason names policies and attributes: that is for the log, not for a stranger.
             raise Forbidden(f"{caller.kind} caller may not {action} {model or 'here'}")

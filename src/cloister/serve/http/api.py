@@ -161,10 +161,15 @@ class Api:
     def admit(
         self, way: Way, supervisor: Supervisor, headers: Headers, certificate: bytes = b""
     ) -> Response | None:
-        """The refusal of a prediction of this model with these headers; None if it may go on."""
+        """The refusal of a prediction of this model with these headers; None if it may go on.
+
+        Whoever is refused asks ``handle`` next, which notes the refusal and answers it.
+        """
         asked = Asked("predict", supervisor.stats.model, supervisor.stats.version)
         try:
-            self._door.require(TokenKind.INFERENCE, self._policy_way(way), asked, headers, certificate)
+            self._door.require(
+                TokenKind.INFERENCE, self._policy_way(way), asked, headers, certificate, note_refusal=False
+            )
         except CloisterError as error:
             return render_failure(error)
         return None

@@ -71,6 +71,8 @@ class Door:
         asked: Asked | None,
         headers: Headers,
         certificate: bytes = b"",
+        *,
+        note_refusal: bool = True,
     ) -> None:
         """Let a request pass.
 
@@ -79,6 +81,7 @@ class Door:
             way: ``sealed``, ``tls`` or ``open``.
             asked: None for what needs no permission.
             certificate: DER of the client certificate that TLS has verified.
+            note_refusal: whether a refusal goes into the log of decisions.
         Raises:
             InvalidKey: without the token that the port asks for.
             Unauthenticated, IssuerAway, Forbidden, TooManyRequests: as ``AccessControl.admit``.
@@ -91,7 +94,9 @@ class Door:
         now = self._clock()
         if now < self._remembered().get(key, 0.0):
             return
-        until_s = self._decide(self._control, kind, way, asked, headers, certificate)
+        until_s = self._decide(
+            self._control, kind, way, asked, headers, certificate, note_refusal=note_refusal
+        )
         if not self._control.counts:
             self._known[key] = min(until_s, now + REMEMBERED_S)
 
@@ -103,6 +108,8 @@ class Door:
         asked: Asked | None,
         headers: Headers,
         certificate: bytes,
+        *,
+        note_refusal: bool,
     ) -> float:
         """Until when it holds."""
         caller = self._token_caller(control, kind, headers, certificate)
@@ -120,6 +127,7 @@ class Door:
             certificate=certificate,
             caller=caller,
             known=known,
+            note_refusal=note_refusal,
         )
         return admission.until_s
 
