@@ -73,6 +73,16 @@ def test_the_rest_goes_on(headers: Headers, body: bytes) -> None:
     GATE.check(headers, body)
 
 
+@pytest.mark.parametrize("opening", ['{"inputs":', "["])
+def test_deep_documents_are_refused_or_left(opening: str) -> None:
+    """However deep: a frontend that recursed with its caller's document would end with it."""
+    gate = InputGate(SCHEMA, most_bytes=1 << 14)
+    for depth in range(900, 1100):
+        body = opening * depth + "1" + ("]" if opening == "[" else "}") * depth
+        with contextlib.suppress(MalformedInput):
+            gate.check(JSON, body.encode())
+
+
 def test_pictures_as_text_go_on() -> None:
     """A model that takes pictures takes them as base64 in JSON too."""
     gate = InputGate(SCHEMA, most_bytes=512, pictures=True)

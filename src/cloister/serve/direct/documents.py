@@ -38,13 +38,13 @@ def read_columns(document: Any, schema: ModelSchema) -> Columns:
         MalformedInput: it is of none of these forms. Says what was expected.
     """
     wanted = {spec.name for spec in schema.inputs}
+    if isinstance(document, dict) and document.keys() == {"inputs"} and "inputs" not in wanted:
+        document = document["inputs"]  # once: what is nested further is no form of these
     if isinstance(document, dict):
         if document.keys() == wanted:
             return Columns(document, "named")
         if document.keys() == {"instances"}:
             return Columns(_by_name(document["instances"], schema), "instances")
-        if document.keys() == {"inputs"} and "inputs" not in wanted:
-            return read_columns(document["inputs"], schema)
         if document.keys() & wanted:
             missing = sorted(wanted - document.keys())
             raise schema.refusal(
