@@ -103,6 +103,30 @@ def test_one_frame_each_way() -> None:
     run(test())
 
 
+def test_a_fault_of_ours_is_one_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model's queue should never raise is that request's 500; others over the socket go on."""
+
+    async def test() -> None:
+        async with rig() as end:
+            submit = end.api.model.submit
+
+            def failing(job: Job) -> None:
+                if job.body == b"bad":
+                    raise RecursionError("secret")
+                submit(job)
+
+            monkeypatch.setattr(end.api.model, "submit", failing)
+            await end.say(asks(AskItem(1, "a", 0, 3), AskItem(2, "b", 0, 3)), b"bad", b"two")
+            found: dict[int, int] = {}
+            while len(found) < 2:
+                replies, payload = await end.hear()
+                found.update((item.number, item.status) for item in replies.items)
+                assert b"secret" not in payload
+            assert (found, end.desk.asked, end.broken) == ({1: 500, 2: 200}, {}, [])
+
+    run(test())
+
+
 def test_words() -> None:
     """What a frontend says of itself is passed on."""
 

@@ -219,12 +219,9 @@ class Counter(Asking):
         return head
 
     def _ask(self, item: AskItem, head: Head, body: bytes) -> None:
-        front = self._front
-        fits = len(body) <= front.api.body_limit(head.path)  # the frontend has seen to it
-        hot = fits and front.admits(head)
         exchange = Handed(
             item.request_id,
-            head.model_headers if hot else head.headers,
+            head.headers,
             head.query,
             body,
             self._take,
@@ -232,12 +229,29 @@ class Counter(Asking):
             place=item.number,
         )
         self._desk.asked[item.number] = exchange
-        if not hot:
+        try:
+            self._direct(exchange, head)
+        except Exception as error:  # noqa: BLE001 (one caller's request must not end the frontend of others)
+            self._fail(exchange, error)
+
+    def _direct(self, exchange: Handed, head: Head) -> None:
+        front = self._front
+        fits = len(exchange.body) <= front.api.body_limit(head.path)  # the frontend has seen to it
+        if not fits or not front.admits(head):
             exchange.task = self.loop.create_task(self._answer(exchange, head))
         elif head.target is None:
-            self._open(exchange, body)
+            self._open(exchange, exchange.body)
         else:
+            exchange.headers = head.model_headers
             self._submit(head.target, exchange)
+
+    def _fail(self, exchange: Handed, error: Exception) -> None:
+        """A fault of ours: no traceback, which could hold what the caller sent."""
+        log.error("request failed", exception=type(error).__name__, way=self._front.way.value)
+        if exchange.streaming:
+            self._break(exchange)
+        else:
+            self._complete(exchange, error_response(500, "InternalServerException", "Internal error"))
 
     def _take(self, exchange: Handed, answer: Answer) -> None:
         """The worker's callback: one part of the answer to one request."""
@@ -305,11 +319,7 @@ class Counter(Asking):
                 self._complete(exchange, render_failure(error))
             return
         except Exception as error:  # noqa: BLE001 (a fault of ours must not end in a traceback with content)
-            log.error("request failed", exception=type(error).__name__, way=self._front.way.value)
-            if exchange.streaming:
-                self._break(exchange)
-            else:
-                self._complete(exchange, error_response(500, "InternalServerException", "Internal error"))
+            self._fail(exchange, error)
             return
         self._note(request_id or exchange.request_id, "", response.status, exchange)
         self._desk.reply(exchange, Answer(response.status, headers, content), request_id=request_id)
