@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cloister.serve.frames import FrameDecoder, Headers, encode_frame
+from cloister.serve.frontends import desk as desk_module
 from cloister.serve.frontends.desk import Desk
 from cloister.serve.frontends.frames import (
     Alive,
@@ -27,6 +28,9 @@ from cloister.serve.frontends.frames import (
     ToFrontend,
 )
 from cloister.serve.http.front import Front
+from cloister.serve.http.gateway import Opened
+from cloister.serve.http.messages import Request
+from cloister.serve.http.paths import GATEWAY
 from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer, Job
 from tests.serve.http.front_end import TEXT, FakeApi, run
@@ -123,6 +127,39 @@ def test_a_fault_of_ours_is_one_callers(monkeypatch: pytest.MonkeyPatch) -> None
                 found.update((item.number, item.status) for item in replies.items)
                 assert b"secret" not in payload
             assert (found, end.desk.asked, end.broken) == ({1: 500, 2: 200}, {}, [])
+
+    run(test())
+
+
+def test_parts_without_end_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that streams on and on under one seal fills no memory: its caller is told, sealed."""
+    monkeypatch.setattr(desk_module, "MAX_ANSWER_BYTES", 1000)
+
+    class Sealer:
+        def seal(self, response: bytes) -> bytes:
+            return b"sealed " + response
+
+    class Gateway:
+        def open(self, capsule: bytes) -> Opened:
+            return Opened(Request("POST", "/predictions/echo", b"", HEADERS, capsule), Sealer())
+
+    async def test() -> None:
+        async with rig() as end:
+            end.api.gateway, end.api.model.held = Gateway(), True
+            head = [(b"content-type", b"message/ohttp-req"), *HEADERS]
+            raw = msgspec.msgpack.encode(AskHead("POST", GATEWAY, b"", head))
+            await end.say(asks(AskItem(1, "a", 0, 3), heads=[raw]), b"abc")
+            await asyncio.sleep(0.02)
+            (job,) = end.api.model.jobs
+            for _ in range(20):
+                if not job.cancelled:
+                    job.deliver(job, Answer(200, TEXT, bytes(100), more=True))
+            replies, payload = await end.hear()
+            assert [(item.status, item.more) for item in replies.items] == [(200, False)]
+            assert payload.startswith(b"sealed ")
+            assert b"too large" in payload
+            assert job.cancelled
+            assert end.desk.asked == {}
 
     run(test())
 

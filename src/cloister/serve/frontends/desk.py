@@ -14,7 +14,14 @@ from typing import cast
 import msgspec
 
 from cloister.errors import CloisterError, MalformedInput, ModelFailed
-from cloister.serve.frames import FRAME_BYTES, FrameDecoder, HeadEncoder, Headers, encode_frame
+from cloister.serve.frames import (
+    FRAME_BYTES,
+    MAX_ANSWER_BYTES,
+    FrameDecoder,
+    HeadEncoder,
+    Headers,
+    encode_frame,
+)
 from cloister.serve.frontends.frames import (
     Alive,
     AskHead,
@@ -37,7 +44,7 @@ from cloister.serve.http.front import Front
 from cloister.serve.http.gateway import is_streamed
 from cloister.serve.http.heads import MAX_KEPT_BYTES, Head
 from cloister.serve.http.messages import Request, Response, error_response
-from cloister.serve.jobs import Answer
+from cloister.serve.jobs import TOO_LARGE, Answer
 from cloister.serve.log import log
 
 _decode_head = msgspec.msgpack.Decoder(AskHead).decode
@@ -258,15 +265,26 @@ class Counter(Asking):
         if exchange.place not in self._desk.asked:
             return
         if exchange.sealer is not None and (answer.more or exchange.answers is not None):
-            exchange.answers = [*(exchange.answers or ()), answer]
-            if answer.more:
+            if not self._hold(exchange, answer):
                 return
-            answer = join_parts(exchange.answers)
+            answer = join_parts(exchange.answers or ())
         exchange.done = not answer.more
         if exchange.done and not exchange.streaming:
             self._desk.reply(exchange, settle_whole(self._front, exchange, answer))
         else:
             self._pass_on(exchange, answer)
+
+    def _hold(self, exchange: Handed, part: Answer) -> bool:
+        """Keep a part of what is sealed as a whole; whether it is the last one."""
+        if exchange.answers is None:
+            exchange.answers = []
+        exchange.answers.append(part)
+        exchange.held_bytes += len(part.body)
+        if part.more and exchange.held_bytes > MAX_ANSWER_BYTES:
+            exchange.cancel()
+            exchange.answers = None
+            self._complete(exchange, render_failure(ModelFailed(TOO_LARGE)))
+        return not part.more
 
     def _pass_on(self, exchange: Handed, part: Answer) -> None:
         """One part of a streamed answer."""
