@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cloister.engines.files import ModelFiles
 from cloister.engines.schema import ModelSchema, TensorSpec
@@ -78,6 +80,54 @@ def test_npy_with_objects_is_refused() -> None:
     np.save(buffer, np.array([{"a": 1}], object), allow_pickle=True)
     (outcome,) = handler().run([request(buffer.getvalue(), "application/octet-stream")])
     assert outcome.status == 400
+
+
+def npy(header: str) -> bytes:
+    """A numpy file with any header and no content."""
+    raw = header.encode("latin-1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(raw).to_bytes(2, "little") + raw
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 70},), }}",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({1 << 60},), }}",
+        "{'descr': '<f4',",
+        "{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,), }",
+        "{'descr': [()], 'fortran_order': False, 'shape': (1,), }",
+        "[" * 5000,
+    ],
+)
+def test_npy_that_is_broken_is_refused(header: str) -> None:
+    """Whatever is wrong with its header, it is its sender's fault, and the worker goes on."""
+    (outcome,) = handler().run([request(npy(header), "application/octet-stream")])
+    assert outcome.status == 400
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_are_answered(noise: bytes, framed: bool) -> None:
+    """Numpy files of noise raise nothing."""
+    body = npy(noise.decode("latin-1")) if framed else b"\x93NUMPY" + noise
+    (outcome,) = handler().run([request(body, "application/octet-stream")])
+    assert outcome.status in (200, 400)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[1, 2]", npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }")]
+)
+def test_an_answer_without_rows_is_a_failure(body: bytes) -> None:
+    """A detector that finds nothing gives no row where one was asked for: no worker ends with that."""
+
+    class Nothing(Doubler):
+        def infer(self, inputs: Any) -> Any:
+            return {"y": np.zeros((0, 2), np.float32)}
+
+    kind = "application/json" if body[:1] == b"[" else "application/octet-stream"
+    content = body if kind == "application/json" else body + bytes(8)
+    (outcome,) = handler(engine=Nothing()).run([request(content, kind)])
+    assert outcome.status == 503
+    assert outcome.fault is not None
 
 
 def test_the_top_classes_have_names() -> None:

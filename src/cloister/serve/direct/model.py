@@ -71,7 +71,9 @@ class DirectModel:
             return Outcome(200, body, headers)
         except MalformedInput as error:
             return Outcome(400, fault=Fault(error.message))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        except Exception as error:  # (a model may give anything)
+            if isinstance(error, MemoryError):
+                raise
             fault = describe_failure("Unsupported model output data type.", error, show_text=self._show_text)
             return Outcome(503, fault=fault)
 
