@@ -128,3 +128,18 @@ def test_memory_that_is_gone_ends_the_worker() -> None:
     lanes.frames.write(Stop())
     lanes.end()
     assert lanes.died == [86]
+
+
+def test_a_lane_that_fails_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would go on without it, and its request would never be answered."""
+
+    def broken(_: DirectModel, __: object) -> object:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(DirectModel, "read", broken)
+    lanes = Lanes(Doubler(rows=1), 2)
+    lanes.ask(b"[1, 1]")
+    lanes._thread.join(0.2)
+    lanes.frames.write(Stop())
+    lanes.end()
+    assert lanes.died == [1]

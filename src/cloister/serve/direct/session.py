@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from cloister.errors import CloisterError, MalformedInput
+from cloister.errors import MalformedInput
 from cloister.serve.direct.model import DirectModel, Ready, group
 from cloister.serve.frames import Cancel, Fault, Frame, FrameSocket, Load, Loaded, Predict, Stop, ToWorker
 from cloister.serve.handler import Outcome
@@ -143,7 +143,7 @@ class LaneSession:
                 self._answer(batch)
         except MemoryError:
             self._die(OUT_OF_MEMORY_EXIT)
-        except CloisterError:
+        except Exception:  # noqa: BLE001 (a thread that ends alone leaves its requests without an answer)
             self._die(1)
 
     def _next(self) -> list[Incoming]:
