@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
+import json
 import sys
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.engines.schema import TensorSpec
-from cloister.engines.spec import ImageSpec
+from cloister.engines.schema import ModelSchema, TensorSpec
+from cloister.engines.spec import ImageSpec, InputSpec
 from cloister.errors import ConfigError, MalformedInput, MissingDependencyError
+from cloister.serve.direct import inputs
 from cloister.serve.direct.pictures import PictureReader, is_picture
+from cloister.serve.incoming import Head, Incoming
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
 FLOATS = TensorSpec("x", "FP32", (-1, 3, 224, 224))
@@ -110,6 +114,33 @@ def test_huge_pictures_are_not_decoded() -> None:
     header += zlib.crc32(header[12:]).to_bytes(4) + b"\x00\x00\x00\x00IDAT\x35\xaf\x06\x1e"
     with pytest.raises(MalformedInput, match="picture"):
         PictureReader(ImageSpec(), FLOATS).read(header)
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(resize=256), ImageSpec(resize=256, crop=300)])
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_lines_do_not_become_walls(spec: ImageSpec, size: tuple[int, int]) -> None:
+    """Two hundred bytes, of which ``resize`` would make four thousand million pixels."""
+    buffer = io.BytesIO()
+    Image.new("L", size).save(buffer, "PNG")
+    with pytest.raises(MalformedInput, match="pixels"):
+        PictureReader(spec, FLOATS).read(buffer.getvalue())
+
+
+def test_many_pictures_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them is of a size that is taken, and their number is not the caller's to choose."""
+    monkeypatch.setattr(inputs, "MAX_PICTURES", 3 * 4 * 20 * 30)
+    schema = ModelSchema((TensorSpec("x", "FP32", (-1, 3, -1, -1)),), ())
+    reader = inputs.InputReader(schema, InputSpec(image=ImageSpec()))
+    text = base64.b64encode(picture(30, 20)).decode()
+    for count in (4, 5):
+        body = json.dumps({"instances": [{"b64": text}] * count}).encode()
+        item = Incoming(1, "1", Head({}, "application/json", True, None), b"", body)
+        item.prepare()
+        if count == 4:
+            assert reader.read(item).rows == 4
+        else:
+            with pytest.raises(MalformedInput, match="together"):
+                reader.read(item)
 
 
 def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,13 +25,15 @@ from cloister.engines.schema import ModelSchema, TensorSpec
 from cloister.engines.spec import InputSpec
 from cloister.errors import MalformedInput
 from cloister.serve.direct.documents import read_columns, with_rows
-from cloister.serve.direct.pictures import PictureReader, is_picture
+from cloister.serve.direct.pictures import MAX_PIXELS, PictureReader, is_picture
 from cloister.serve.incoming import Incoming
 from cloister.serve.oip.datatypes import DATATYPES, decode_nested
 from cloister.serve.oip.request import InferRequest
 
 Form = Literal["named", "instances", "npy", "picture", "oip"]
 NPY = b"\x93NUMPY"
+MAX_PICTURES = 4 * MAX_PIXELS
+"""Values of all pictures of one request; a file of few bytes may hold a picture of many."""
 _FIELDS = ("body", "data", "file")
 """Which field of a form, or of TorchServe's requests, holds the input."""
 
@@ -95,9 +97,13 @@ class InputReader:
 
     def _read_pictures(self, contents: list[Any], form: Form) -> Given:
         assert self._pictures is not None
-        rows = [self._pictures.read(_decoded(content)) for content in contents]
-        if len({row.shape for row in rows}) != 1:
-            raise MalformedInput("the pictures are of different sizes")
+        rows: list[Array] = []
+        for content in contents:
+            rows.append(self._pictures.read(_decoded(content)))
+            if rows[-1].shape != rows[0].shape:
+                raise MalformedInput("the pictures are of different sizes")
+            if len(rows) * rows[0].size > MAX_PICTURES:
+                raise MalformedInput(f"the pictures have more than {MAX_PICTURES} values together")
         array = rows[0] if len(rows) == 1 else np.concatenate(rows)
         return self._checked({self._tensor: array}, form, single=form == "picture")
 

@@ -120,17 +120,23 @@ class PictureReader:
             (width, height) if spec.resize is None else _resized(picture.size, spec.resize)
         )
         if spec.crop is None:
-            return picture.resize((new_width, new_height), self._filter) if spec.resize else picture
+            return self._whole(picture, new_width, new_height) if spec.resize else picture
         crop_height, crop_width = (spec.crop, spec.crop) if isinstance(spec.crop, int) else spec.crop
         left, top = round((new_width - crop_width) / 2), round((new_height - crop_height) / 2)
         right, bottom = left + crop_width, top + crop_height
         if spec.resize is None:
             return picture.crop((left, top, right, bottom))
         if left < 0 or top < 0:
-            return picture.resize((new_width, new_height), self._filter).crop((left, top, right, bottom))
+            return self._whole(picture, new_width, new_height).crop((left, top, right, bottom))
         across, down = width / new_width, height / new_height
         box = (left * across, top * down, min(right * across, width), min(bottom * down, height))
         return picture.resize((crop_width, crop_height), self._filter, box=box)
+
+    def _whole(self, picture: Any, width: int, height: int) -> Any:
+        """Resized. The longer edge grows with the shorter one: a line of few bytes would become a wall."""
+        if width * height > MAX_PIXELS:
+            raise MalformedInput(f"a picture would be {width} x {height}, which is over {MAX_PIXELS} pixels")
+        return picture.resize((width, height), self._filter)
 
 
 def _resized(size: tuple[int, int], target: int | tuple[int, ...]) -> tuple[int, int]:
