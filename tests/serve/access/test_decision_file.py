@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
@@ -191,6 +192,29 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full[0] = False
     log.close()
     assert verified(path).permitted == 6
+
+
+def test_a_disk_that_is_full_when_the_file_is_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batch before it is written and not given back; the next one begins the new file as any other."""
+    path = tmp_path / "d.jsonl"
+    file = opened(path, max_bytes=1)
+    real = os.write
+
+    def full_for_beginnings(descriptor: int, raw: Any) -> int:
+        if bytes(raw).startswith(b'{"format"'):
+            raise OSError(28, "No space left on device")
+        return real(descriptor, raw)
+
+    monkeypatch.setattr(os, "write", full_for_beginnings)
+    file.append([event(1)], NOW)  # raises nothing: it is on the disk
+    with pytest.raises(ConfigError, match="No space left"):
+        file.append([event(2)], NOW)
+    monkeypatch.setattr(os, "write", real)
+    file.append([event(2)], NOW)
+    file.close()
+    assert verified(path).entries == 2
+    write(path, 1)
+    assert verified(path).entries == 4
 
 
 def test_memory_of_a_flood(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class DecisionFile:
         Raises:
             ConfigError: it cannot be written, for example because the disk is full.
         """
-        head, lines = self._head, []
+        head, lines = self._head, [] if self._size else [self._beginning(now)]
         for event in events:
             entry = entry_after(head, event)
             head = Head(entry.sequence, hash_of(entry))
@@ -113,15 +113,15 @@ class DecisionFile:
         else:
             if parts:
                 self._head = _end_of(parts[-1], _read(parts[-1]), self._key)
-            self._begin(now)
+            self._write(self._beginning(now).encode())
         return torn
 
-    def _begin(self, now: datetime) -> None:
+    def _beginning(self, now: datetime) -> str:
         """The first lines of a file: where the one before it ended, and that this is signed."""
         begin = _line({"format": FORMAT, "after": self._head.sequence, "hash": self._head.hash})
         if self._head.sequence:
             begin += self._checkpoint(self._head, now)
-        self._write(begin.encode())
+        return begin
 
     def _turn(self, now: datetime) -> None:
         part = self._path.with_name(f"{self._path.name}.{self._head.sequence:012d}")
@@ -134,7 +134,8 @@ class DecisionFile:
             return  # it goes on in the file that is too long, and tries again after the next batch
         os.close(self._descriptor)
         self._descriptor, self._size = descriptor, 0
-        self._begin(now)
+        with contextlib.suppress(ConfigError):  # the next batch brings it along
+            self._write(self._beginning(now).encode())
 
     def _write(self, raw: bytes) -> None:
         try:
