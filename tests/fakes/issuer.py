@@ -8,7 +8,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from joserfc import jwt
+from joserfc import jws
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 EC = ECKey.generate_key("P-256", {"kid": "ec", "alg": "ES256", "use": "sig"})
@@ -73,4 +73,5 @@ def make_token(url: str, key: Any = EC, alg: str = "ES256", **changes: Any) -> b
     } | changes
     header = {"alg": alg, "kid": key.kid}
     claims = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(header, claims, key, algorithms=[alg]).encode()
+    # Not jwt.encode, which has no way to write what is no Unicode.
+    return jws.serialize_compact(header, json.dumps(claims).encode(), key, algorithms=[alg]).encode()

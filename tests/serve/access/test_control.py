@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from datetime import UTC, datetime, timedelta
@@ -315,3 +316,18 @@ def test_what_is_logged(policy: Path, tmp_path: Path) -> None:
     assert "over the caller's rate or quota" in {entry["reason"] for entry in entries}
     assert "canary" not in path.read_text()
     assert key not in path.read_text()
+
+
+def test_the_log_outlives_any_name(policy: Path, issuer: LocalIssuer, tmp_path: Path) -> None:
+    """Whoever may choose their own subject cannot choose one that ends the log of decisions."""
+    signer, path = ed25519.Ed25519PrivateKey.generate(), tmp_path / "decisions.jsonl"
+    log = DecisionLog(path, signer)
+    named = Issuer(url=issuer.url, audience="models")
+    control = AccessControl(WatchedPolicy(policy), issuers=(named,), log=log)
+    control.refresh()
+    for subject in ("\ud800", "a\x00b\r\n", "\u202e"):
+        with contextlib.suppress(Unauthenticated):
+            control.admit("predict", "m", "", "tls", bearer(issuer.token(sub=subject)))
+    log.close()
+    summary = verify_decisions(path, signer.public_key())
+    assert (summary.permitted, summary.refused) == (2, 1)

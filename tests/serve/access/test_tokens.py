@@ -96,6 +96,9 @@ def test_caller(issuer: LocalIssuer, key: Any, alg: str) -> None:
         ({"cnf": {"jkt": "x"}}, BadSignature),
         ({"cnf": {"x5t#S256": "x"}}, BadSignature),
         ({"cnf": []}, BadSignature),
+        ({"sub": "\ud800"}, MalformedInput),
+        ({"groups": ["a", "\udfff"]}, MalformedInput),
+        ({"deep": {"\ud800": 1}}, MalformedInput),
     ],
 )
 def test_claims(issuer: LocalIssuer, changes: dict[str, Any], error: type[CloisterError]) -> None:

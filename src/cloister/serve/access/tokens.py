@@ -107,11 +107,20 @@ def verify_token(
         raise BadSignature("the token's signature is not its issuer's") from error
     if not isinstance(claims, dict):
         raise MalformedInput("the token's claims are not an object")
+    _check_text(claims)
     if claims.get("iss") != issuer.url or not set(issuer.audiences) & set(texts(claims.get("aud"))):
         raise BadSignature("the token is of another issuer or for another audience")
     expires = _check_life(claims, now_s, issuer.clock_skew_s)
     _check_confirmation(claims, certificate)
     return issuer.caller(claims), expires
+
+
+def _check_text(claims: Mapping[str, Any]) -> None:
+    """Half of a surrogate pair is no text (RFC 7493, section 2.1): no log and no policy could be given it."""
+    try:
+        json.dumps(claims, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise MalformedInput("the token's claims are not Unicode") from error
 
 
 def _check_life(claims: Mapping[str, Any], now_s: float, skew_s: float) -> float:
