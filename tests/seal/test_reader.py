@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,30 @@ def test_digest_is_that_of_the_file(seal: Any) -> None:
         assert file.digest == expected
         assert file.read() == sealed.plaintext
     assert container_digest(seal().path) != expected
+
+
+def test_digest_beside_reading(seal: Any) -> None:
+    """The digest is taken on another thread while the payload is read, and outlives the file."""
+    sealed = seal(os.urandom(5_000_000))
+    with open_sealed(sealed.path, key=KEY, trusted=TRUSTED) as file:
+        file.start_digest()
+        file.start_digest()
+        assert file.read() == sealed.plaintext
+        assert file.digest == container_digest(sealed.path)
+    assert file.digest == container_digest(sealed.path)
+
+
+def test_close_gives_up_the_digest(seal: Any) -> None:
+    """A file that is closed before its digest was asked for, or done, has none, and no thread goes on."""
+    sealed = seal(os.urandom(5_000_000))
+    unasked = open_sealed(sealed.path, key=KEY, trusted=TRUSTED)
+    unasked.close()
+    with pytest.raises(ConfigError, match="closed before"):
+        _ = unasked.digest
+    file = open_sealed(sealed.path, key=KEY, trusted=TRUSTED)
+    file.start_digest()
+    file.close()
+    assert "cloister-digest" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_unseal_writes_a_private_file(seal: Any, tmp_path: Path) -> None:

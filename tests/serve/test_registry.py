@@ -36,6 +36,7 @@ class Files:
     source: str
     placed: list[Path] = field(default_factory=list)
     closed: int = 0
+    digest: str = ""
 
     def place(self, folder: Path) -> Path:
         (folder / "service.py").write_text(self.source)

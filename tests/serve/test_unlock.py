@@ -139,8 +139,8 @@ def test_models_unlock_through_a_cache(sealed: Store, memory: Path) -> None:
     assert sealed.asked == [f"{URI}?version=1"]
     assert (source.name, source.version, source.handler) == ("digits", "1", "handler.py")
     assert source.settings == {"batchSize": 4}
-    assert source.digest == container_digest(sealed.folder / "store" / "digits" / "1.sealed")
     assert source.place(memory) == memory
+    assert source.digest == container_digest(sealed.folder / "store" / "digits" / "1.sealed")
     assert (memory / "model.pt").read_bytes() == WEIGHTS
     assert stat.S_IMODE((memory / "model.pt").stat().st_mode) == 0o400
     source.close()

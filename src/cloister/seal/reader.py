@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,15 +35,27 @@ class SealedFile(CobblestoneReader):
             length=verified.stream_bytes,
         )
         self.header: SealedHeader = verified.header
+        self._digest = _Digest(container)
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """``container_digest`` of this very file; reads all of it once, when first asked for."""
-        return _digest(self._container)
+        """``container_digest`` of this very file; waits until all of it has been read once.
+
+        Raises:
+            ConfigError: the file cannot be read, or was closed before.
+        """
+        self.start_digest()
+        return self._digest.wait()
+
+    def start_digest(self) -> None:
+        """Begin with ``digest`` on a thread of its own, beside reading. May be called any number of times."""
+        if not self._container.closed:
+            self._digest.start()
 
     def close(self) -> None:
-        """Forget the plaintext that is held, and close the container."""
+        """Forget the plaintext that is held, close the container, and give up a digest that is not done."""
         super().close()
+        self._digest.stop()
         self._container.close()
 
 
@@ -113,11 +125,49 @@ def _open(path: Path) -> io.FileIO:
         raise ConfigError(f"cannot read container {path}: {error.strerror}") from error
 
 
-def _digest(container: io.FileIO) -> str:
+class _Digest:
+    """SHA-256 of an open container, on a second core: Python's lock is free while the library hashes."""
+
+    def __init__(self, container: io.FileIO) -> None:
+        self._container = container
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+        self._found = ""
+        self._reason = "it was closed before"
+
+    def start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cloister-digest")
+            self._thread.start()
+
+    def wait(self) -> str:
+        if self._thread is not None:
+            self._thread.join()
+        if not self._found:
+            raise ConfigError(f"cannot take a container's digest: {self._reason}")
+        return self._found
+
+    def stop(self) -> None:
+        """Returns when the thread reads no more."""
+        self._stopped.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._found = _digest(self._container, self._stopped.is_set)
+        except OSError as error:
+            self._reason = f"{error.strerror}"
+
+
+def _digest(container: io.FileIO, stopped: Callable[[], bool] = lambda: False) -> str:
+    """Empty if it was stopped."""
     hasher = hashlib.sha256()
     slab = memoryview(bytearray(_SLAB_BYTES))
     offset = 0
     while count := os.preadv(container.fileno(), [slab], offset):
+        if stopped():
+            return ""
         hasher.update(slab[:count])
         offset += count
     return hasher.hexdigest()

@@ -262,6 +262,8 @@ class FolderArchive:
 class _WithRequirements:
     """Looks after the packages that a model needs when it is placed."""
 
+    digest = ""
+
     def __init__(
         self, content: _ArchiveContent | _FolderContent, manifest: Manifest, *, install: bool
     ) -> None:

@@ -230,6 +230,7 @@ class Registry:
         settings = self._settings
         if settings.remote_only:
             config = msgspec.structs.replace(config, min_workers=0, max_workers=0)
+            await asyncio.to_thread(getattr, source, "digest")  # placing would have waited for it
         spec = worker_spec(
             settings,
             config,

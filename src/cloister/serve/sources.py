@@ -18,6 +18,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 class Content(Protocol):
     """A model's files, before they are where workers can read them."""
 
+    @property
+    def digest(self) -> str:
+        """Of the sealed container; empty for a plain archive. Blocks until the model is placed."""
+
     def place(self, folder: Path) -> Path: ...
 
     def close(self) -> None: ...
@@ -36,11 +40,14 @@ class ModelSource:
     content: Content
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The archive's own YAML settings."""
-    digest: str = ""
-    """Container digest in hexadecimal; empty for a plain archive."""
     signer: str = ""
     sequence: int = 0
     """Which of two versions is newer, before their numbers are asked; sealed models have one."""
+
+    @property
+    def digest(self) -> str:
+        """Container digest in hexadecimal; empty for a plain archive. Blocks until the model is placed."""
+        return self.content.digest
 
     @property
     def handler(self) -> str:

@@ -129,19 +129,28 @@ class SealedContent:
         self._where = where
         self._requirements = requirements
 
+    @property
+    def digest(self) -> str:
+        """Of the container; computed while its files are placed, waited for before that."""
+        return self._sealed.digest
+
     def place(self, folder: Path) -> Path:
         """Decrypt into ``folder``, leave it read-only, and forget the key.
+
+        The digest is taken at the same time, on another core, and is there when this returns.
 
         Raises:
             ConfigError: the folder is not in memory, has no room, or packages are missing.
             BadCiphertext: the container is not genuine.
         """
         require_memory(folder)
+        self._sealed.start_digest()
         with _naming(self._where):
             unpack_archive(cast("IO[bytes]", self._sealed), folder, authentic=True)
         if self._requirements:
             require_packages(folder, self._requirements, model=self._sealed.header.name)
         protect_folder(folder)
+        _ = self.digest  # nothing is served without it
         self.close()
         return folder
 
@@ -173,7 +182,6 @@ def _describe_source(entry: StoreEntry, sealed: SealedFile, where: str) -> Model
         manifest=manifest,
         content=SealedContent(sealed, where, manifest.model.requirements_file),
         settings=settings,
-        digest=sealed.digest,
         signer=header.signer,
         sequence=header.sequence,
     )
