@@ -19,13 +19,8 @@ from hypothesis import strategies as st
 from cloister.errors import CloisterError, ConfigError, MalformedInput, VerificationError
 from cloister.kbs import audit as audit_module
 from cloister.kbs.audit import AuditBroken, AuditEvent, append, begin_log, verify_audit
-from cloister.kbs.audit_export import (
-    export_audit,
-    export_audit_log,
-    read_checkpoints,
-    verify_export,
-    verify_export_file,
-)
+from cloister.kbs.audit_export import export_audit, export_audit_log
+from cloister.kbs.audit_file import read_checkpoints, verify_export, verify_export_file
 from cloister.kbs.checkpoints import Checkpoint
 from cloister.kbs.database import Database
 from cloister.settings import KeysSettings

@@ -20,7 +20,7 @@ from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.simulated import SimulatedPlatform
 from cloister.errors import CloisterError, RequestTooLarge, TransportError
 from cloister.kbs.audit import read_audit_key
-from cloister.kbs.audit_export import verify_export_file
+from cloister.kbs.audit_file import verify_export_file
 from cloister.serve.access.api_keys import make_api_key, remove_api_key
 from tests.processes.owner import seal_handler
 from tests.processes.server import Server

@@ -85,7 +85,7 @@ def audit(
 ) -> None:
     """Check the log of decisions and the files that it went on from: nothing edited, removed or cut off."""
     from cloister.kbs.audit import read_audit_key
-    from cloister.kbs.audit_export import read_checkpoints
+    from cloister.kbs.audit_file import read_checkpoints
     from cloister.serve.access.decision_file import verify_decisions
 
     public = read_audit_key(key or file.with_name(file.name + ".pub"))

@@ -2,7 +2,7 @@
 
 Each entry is a JSON object with the members of ``AuditEntry``. ``prev`` is the hash of the entry before it
 (64 zeros for the first); its own hash is SHA-256 over its canonical JSON (RFC 8785). No database, no files:
-``cloister.kbs.audit`` keeps the chain, ``cloister.kbs.audit_export`` carries it elsewhere.
+``cloister.kbs.audit`` keeps the chain, ``cloister.kbs.audit_file`` carries it elsewhere.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from cloister.errors import BadSignature
-from cloister.kbs.audit_export import verify_export
+from cloister.kbs.audit_file import verify_export
 from cloister.kbs.chain import AuditBroken
 from cloister.policy.cedar import Decision
 from cloister.policy.requests import ANONYMOUS, Caller

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloister.errors import BadSignature, CloisterError, ConfigError
-from cloister.kbs.audit_export import read_checkpoints
+from cloister.kbs.audit_file import read_checkpoints
 from cloister.kbs.chain import AuditBroken, AuditEvent
 from cloister.policy.cedar import Decision
 from cloister.policy.requests import ANONYMOUS

@@ -11,7 +11,7 @@ import pytest
 
 from cloister.errors import BadSignature, CloisterError, ConfigError
 from cloister.kbs.audit import read_audit_key
-from cloister.kbs.audit_export import verify_export_file
+from cloister.kbs.audit_file import verify_export_file
 from cloister.serve.access.control import AccessControl, Forbidden
 from cloister.serve.access.setup import start_access_control
 from cloister.serve.server import asks_who_calls

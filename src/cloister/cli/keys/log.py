@@ -33,7 +33,7 @@ def verify_log(
 ) -> None:
     """Check the whole chain: an edited, removed, reordered or cut-off line is found."""
     from cloister.kbs.audit import read_audit_key, verify_audit_log
-    from cloister.kbs.audit_export import read_checkpoints, verify_export_file
+    from cloister.kbs.audit_file import read_checkpoints, verify_export_file
 
     settings = keys_settings(config, folder)
     kept = [checkpoint for path in checkpoints or () for checkpoint in read_checkpoints(path)]

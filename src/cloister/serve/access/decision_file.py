@@ -1,6 +1,6 @@
 """The file under the log of decisions: whole batches, mended after a crash, turned when it is long.
 
-Its form is that of the broker's export (``cloister.kbs.audit_export``). A file that has grown over its limit
+Its form is that of the broker's export (``cloister.kbs.audit_file``). A file that has grown over its limit
 is given the number of its last entry as a suffix (``decisions.jsonl.000000004711``); the next one begins with
 that entry's hash and a checkpoint over it, so that all of them are one chain, and a missing one is found.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from cloister.errors import ConfigError
-from cloister.kbs.audit_export import FORMAT, read_open_log, verify_export
+from cloister.kbs.audit_file import FORMAT, read_open_log, verify_export
 from cloister.kbs.chain import GENESIS, AuditBroken, AuditEvent, Head, entry_after, hash_of
 from cloister.kbs.checkpoints import Checkpoint
 
