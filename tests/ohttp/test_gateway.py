@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 
 from cloister.crypto.hpke import Kem, PrivateKey
 from cloister.errors import BadCiphertext, ConfigError, Overloaded, Replayed, UnknownKeyConfig
+from cloister.ohttp.bhttp import Request
 from cloister.ohttp.capsule import KeyConfig, parse_key_configs, seal_request
 from cloister.ohttp.chunked import RequestSealer
 from cloister.ohttp.gateway import Gateway, GatewayKey
-from cloister.ohttp.replay import ReplayGuard
+from cloister.ohttp.replay import ReplayGuard, check_date, render_date
 
 
 def config_of(gateway: Gateway) -> KeyConfig:
@@ -149,6 +152,39 @@ def test_streamed_replay() -> None:
         early.receive(raw[39:])
     with pytest.raises(Replayed):
         late.receive(raw)
+
+
+@pytest.mark.parametrize("between_s", [0.0, 30.0, 100.0])
+def test_a_slow_stream_and_a_clock_that_is_set(between_s: float) -> None:
+    """What began under a clock that was behind and ended under the right one does not come again either."""
+    true = datetime(2026, 6, 1, tzinfo=UTC).timestamp()
+    wall, ticks = [true - 7200], [1000.0]
+    gateway = Gateway(
+        (GatewayKey.generate(),), guard=ReplayGuard(wall=lambda: wall[0]), clock=lambda: ticks[0]
+    )
+    sealer = RequestSealer(config_of(gateway))
+    first = sealer.begin() + sealer.seal(b"half")
+    last = sealer.seal(b"end", final=True)
+    dated = Request(
+        b"POST", b"https", b"a", b"/", ((b"date", render_date(datetime.fromtimestamp(true, UTC))),)
+    )
+
+    def ask() -> None:
+        upload = gateway.open_stream()
+        upload.receive(first)
+        wall[0] = true
+        ticks[0] += between_s
+        upload.receive(last)
+        upload.finish()
+        check_date(dated, datetime.fromtimestamp(wall[0], UTC), floor=gateway.floor)
+
+    ask()
+    for _ in range(10):
+        ticks[0] += 60.0
+        gateway.open(seal_request(config_of(gateway), b"another, so that what is old is forgotten")[0])
+        wall[0] = true - 7200  # and forward again, while it comes
+        with pytest.raises(Replayed):
+            ask()
 
 
 def test_streamed_refusals() -> None:

@@ -206,7 +206,11 @@ class StreamedRequest:
             piece = self._opener.finish()
         except (BadCiphertext, MalformedInput) as error:
             raise BadCiphertext(_CANNOT_OPEN) from error
-        self._remember()
+        if self._remembered:
+            # Its date is checked now: what was forgotten by the time of its beginning could come again.
+            self._guard.remember_longer(self._opener.enc, self._clock())
+        else:
+            self._remember()
         return piece
 
     def response_sealer(self) -> StreamSealer:

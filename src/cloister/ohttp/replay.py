@@ -100,15 +100,28 @@ class ReplayGuard:
         with self._lock:
             mark = self._mark(enc)
             self._check(mark)
-            self._forget(now_s)
+            self._keep(mark, now_s)
+
+    def remember_longer(self, enc: bytes, now_s: float) -> None:
+        """Remember ``enc`` from now on: a request that comes slowly has its date checked at its end.
+
+        Raises:
+            Overloaded: at capacity.
+        """
+        with self._lock:
+            self._keep(self._mark(enc), now_s)
+
+    def _keep(self, mark: int, now_s: float) -> None:
+        self._forget(now_s)
+        if not self._slices or now_s >= self._slices[-1].since + self._slice_s:
+            self._slices.append(_Slice(now_s))
+        youngest = self._slices[-1]
+        if mark not in youngest.seen:
             if self._count >= self._capacity:
                 raise Overloaded(f"replay protection is at its capacity of {self._capacity} requests")
-            if not self._slices or now_s >= self._slices[-1].since + self._slice_s:
-                self._slices.append(_Slice(now_s))
-            youngest = self._slices[-1]
             youngest.seen.add(mark)
-            youngest.latest = max(youngest.latest, self._wall())
             self._count += 1
+        youngest.latest = max(youngest.latest, self._wall())
 
     def _mark(self, enc: bytes) -> int:
         # Keyed, so that nobody can look for two requests with one mark.
