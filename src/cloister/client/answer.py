@@ -74,7 +74,7 @@ class Answer:
         """
         try:
             return json.loads(self.content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MalformedInput(f"answer is not JSON: {len(self.content)} bytes") from error
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ def _parse_error(content: bytes) -> tuple[str, str]:
     """Type and message of TorchServe's error or of RFC 9457's problem; empty where it is neither."""
     try:
         document = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "", ""
     if not isinstance(document, dict):
         return "", ""
