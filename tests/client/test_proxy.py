@@ -82,6 +82,17 @@ def test_curl(service: SealedService, proxy: Proxy) -> None:
     assert json.loads(answer.stdout)["path"] == "/predictions/echo"
 
 
+def test_a_target_that_is_no_path(service: SealedService, proxy: Proxy) -> None:
+    """``OPTIONS *`` speaks to the proxy itself: refused in words, and no fault in its log."""
+    host, port = proxy.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        answer = b"".join(iter(lambda: sock.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert service.requests == []
+    assert "Traceback" not in proxy.stop()
+
+
 def test_node(proxy: Proxy) -> None:
     """Node's fetch."""
     if shutil.which("node") is None:

@@ -135,6 +135,9 @@ class ProxyApp:
         except CloisterError as error:
             await self._send_failure(send, error)
             return
+        except httpx.InvalidURL:
+            await _send_error(send, 400, "BadRequestException", "the request's target is not a path")
+            return
         except _Gone:
             return
         try:
