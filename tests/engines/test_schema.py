@@ -57,6 +57,14 @@ def test_other_inputs_are_refused_with_what_was_expected(inputs: dict[str, Any],
     assert refused.value.message.endswith("expected ids INT64[-1,128], mask INT64[-1,128]")
 
 
+@pytest.mark.parametrize("shape", [(1 << 40, 0), (1, 0)])
+def test_rows_of_nothing_are_refused(shape: tuple[int, ...]) -> None:
+    """A million million rows without an element are no bytes, until the model makes something of each."""
+    schema = ModelSchema((TensorSpec("ids", "INT64", (-1, -1)),), ())
+    with pytest.raises(MalformedInput, match="no elements"):
+        schema.check({"ids": np.zeros(shape, np.int64)})
+
+
 def test_bfloat16_may_come_as_float32() -> None:
     """numpy has no bfloat16, and float32 holds each of its values."""
     schema = ModelSchema((TensorSpec("x", "BF16", (-1, 2)),), ())

@@ -114,6 +114,9 @@ class ModelSchema(msgspec.Struct, frozen=True):
             tensor = given[spec.name]
             if not spec.admits(tensor.datatype, tensor.shape):
                 raise self.refusal(f"found {tensor.render()}")
+            if 0 in tensor.shape[1:] and 0 not in spec.shape[1:]:
+                # Any number of rows of it fits into no bytes, and what the model makes of them does not.
+                raise self.refusal(f"found {tensor.render()}, which has no elements")
             if spec.shape and spec.shape[0] == ANY:
                 if rows is not None and tensor.shape[0] != rows:
                     raise self.refusal("the inputs have different numbers of rows")
