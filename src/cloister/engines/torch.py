@@ -12,8 +12,9 @@ file                what it is
                     They stay in the map of the decrypted file, one copy for all workers
 =================== ====================================================================================
 
-All of these run code of the model's, inside the worker's sandbox only. A compiler cannot be started there:
-what is to be compiled is compiled before it is packed (``compile_program``).
+All of these run code of the model's: in a worker inside its sandbox, and unconfined where its owner packs it.
+A compiler cannot be started in a sandbox: what is to be compiled is compiled before it is packed
+(``compile_program``).
 """
 
 from __future__ import annotations
