@@ -35,6 +35,13 @@ def test_resize(given: tuple[int, int], size: Any, wanted: tuple[int, int]) -> N
     assert transforms.Resize(size)(picture(*given)).size == wanted
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+def test_lines_do_not_become_walls(size: tuple[int, int]) -> None:
+    """Two hundred bytes of file, of which the shorter side's size would make four thousand million pixels."""
+    with pytest.raises(Image.DecompressionBombError):
+        transforms.Resize(256)(Image.new("L", size))
+
+
 @pytest.mark.parametrize(
     ("given", "corner"), [((301, 250), (38, 13)), ((224, 224), (0, 0)), ((226, 225), (1, 0))]
 )

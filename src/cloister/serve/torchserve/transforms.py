@@ -75,6 +75,9 @@ class Resize:
         wanted = self._wanted(width, height)
         if wanted == (width, height):
             return image
+        if Image.MAX_IMAGE_PIXELS is not None and wanted[0] * wanted[1] > 2 * Image.MAX_IMAGE_PIXELS:
+            # As Pillow refuses what a file claims: a line of few bytes would become a wall.
+            raise Image.DecompressionBombError("a picture would have too many pixels")
         mode = self.interpolation
         if isinstance(mode, InterpolationMode):
             mode = getattr(Image.Resampling, mode.name)
