@@ -40,3 +40,15 @@ def test_settings_that_cannot_be(tmp_path: Path) -> None:
         context(ServeSettings(client_ca=str(tmp_path / "none")))
     with pytest.raises(ConfigError, match="client_ca is not set"):
         context(ServeSettings(client_certificates="required"))
+
+
+def test_authorities_are_read_once(tmp_path: Path) -> None:
+    """Whoever exchanges the file between two looks at it changes nothing: evidence speaks of the first."""
+    ca = tmp_path / "authority.pem"
+    first = Authority().pem
+    ca.write_bytes(first)
+    settings = ServeSettings(client_ca=str(ca))
+    assert read_client_ca(settings) == first
+    ca.write_bytes(Authority().pem)
+    assert ask_for_certificates(make_keys("127.0.0.1").tls, settings).client_ca.encode() == first
+    assert read_client_ca(settings) == first

@@ -6,6 +6,7 @@ once, at the start, so that what TLS verifies by is what evidence binds.
 
 from __future__ import annotations
 
+import functools
 import ssl
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,19 @@ def read_client_ca(serve: ServeSettings) -> bytes:
         if serve.client_certificates == "required":
             raise ConfigError("serve.client_certificates is required, and serve.client_ca is not set")
         return b""
+    return _read_once(serve.client_ca)
+
+
+@functools.cache
+def _read_once(path: str) -> bytes:
+    """What a file held when this process first asked: each port asks for it, and so does the evidence."""
     try:
-        pem = Path(serve.client_ca).read_bytes()
+        pem = Path(path).read_bytes()
         found = x509.load_pem_x509_certificates(pem)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read certificates from {serve.client_ca}") from error
+        raise ConfigError(f"cannot read certificates from {path}") from error
     if not all(map(_is_authority, found)):
-        raise ConfigError(f"{serve.client_ca} holds a certificate that may not sign others")
+        raise ConfigError(f"{path} holds a certificate that may not sign others")
     return pem
 
 
