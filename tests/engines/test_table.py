@@ -141,6 +141,9 @@ def test_compiled_programs_answer_too(tmp_path: Path) -> None:
         Ready(ready.made, ModelFiles.from_paths({"model.pt2": package}), "model.pt2", None)
     )
     (tmp_path / "other").mkdir()
+    packed = convert_model("torch", package, tmp_path / "other")
+    assert packed.file.read_bytes() == ready.files.path(ready.file).read_bytes()
+    assert packed.schema == ready.schema
     with pytest.raises(ConfigError, match="no package of compile_program"):
         extract_library(MODELS["torch"](tmp_path / "other").file, tmp_path / "x.so")  # type: ignore[union-attr]
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from cloister.engines.engine import EngineOptions
+from cloister.engines.files import ModelFiles
+from cloister.engines.table import open_engine
 from cloister.optimize.data import load_metric
 from cloister.optimize.job import Job, Status
 from cloister.optimize.quantities import parse_drop
@@ -21,7 +26,11 @@ from cloister.optimize.samples import Samples, gather
 from cloister.optimize.search import Plan, search
 from cloister.optimize.source import Source, load, parse_source
 from cloister.optimize.workspace import Workspace
+from cloister.serve.direct.pack import pack_model
+from cloister.serve.sandbox.plan import plan_for
+from cloister.settings import ServeSettings
 from tests.optimize import models
+from tests.serve.sandbox.inside import run_confined
 
 QUICK = {"latency_samples": 5, "throughput_s": 0.1, "concurrency": 2, "threads": 1}
 
@@ -123,17 +132,44 @@ def test_programs_take_any_number_of_rows_and_tokens(tmp_path: Path) -> None:
         assert found(inputs)["logits"].shape == (rows, 3)
 
 
+IN_SANDBOX = """
+import numpy as np
+from cloister.engines.engine import EngineOptions
+from cloister.engines.files import ModelFiles
+from cloister.engines.spec import parse_spec
+from cloister.engines.table import open_engine
+from cloister.serve.direct.model import options_of
+from cloister.serve.manifest import parse_settings
+spec = parse_spec(parse_settings((folder / "model/model-config.yaml").read_bytes()))
+engine = open_engine("torch", ModelFiles.from_folder(folder / "model"), spec.engine.file, options_of(spec))
+(answers,) = engine.infer({"input": np.load(folder / "model/x.npy")}).values()
+result = answers.tolist()
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_a_library_compiled_ahead(tmp_path: Path) -> None:
-    """AOTInductor's package computes what the net does."""
+    """AOTInductor's code computes what the net does: as a package here, and packed, in a sandbox."""
     data = gather(models.pictures())
     name = make_aoti(job(tmp_path, "picture_net", data), tmp_path)
-    compiled = torch._inductor.aoti_load_package(str(tmp_path / name))
     x = torch.rand(3, 1, 16, 16)
-    found = compiled(input=x)
     with torch.no_grad():
-        torch.testing.assert_close(found, models.picture_net().eval()(x), atol=1e-4, rtol=1e-3)
+        expected = models.picture_net().eval()(x).numpy()
+    engine = open_engine("torch", ModelFiles.from_folder(tmp_path), name, EngineOptions(streams=2))
+    for answers in engine.infer_each([{"input": x.numpy()}] * 3):
+        np.testing.assert_allclose(next(iter(answers.values())), expected, atol=1e-4, rtol=1e-3)
+
+    target = tmp_path / "net.mar"
+    pack_model(target, name="net", version="1", model=tmp_path / name, kind="torch")
+    with zipfile.ZipFile(target) as archive:
+        assert "model.so" in archive.namelist()
+        assert not [name for name in archive.namelist() if name.endswith(".pt2")]
+        archive.extractall(tmp_path / "model")
+    np.save(tmp_path / "model" / "x.npy", x.numpy())
+    plan = msgspec.structs.replace(plan_for(ServeSettings(sandbox="best-effort")), scratch_bytes=64 << 20)
+    state, found = run_confined(tmp_path, IN_SANDBOX, plan=plan)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-3, err_msg=state)
 
 
 def test_forests_become_files(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ engine                      from                         to
 tensorflow                  SavedModel (folder), ``.pb`` OpenVINO's IR; without TensorFlow
 tensorflow                  ``.keras``, ``.h5``          the same; Keras has to be installed
 trees                       ``.skops`` (scikit-learn)    ``.treelite``
-torch, with ``compiled``    ``.pt2``                     a library for this processor
+torch, with ``compiled``    ``.pt2``, a program          a library for this processor
+torch                       ``.pt2``, a package of       the package's library, which a sandbox can load
+                            ``compile_program``
 =========================== ============================ ==================================
 
 Whatever is not listed passes as it is.
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cloister.engines import torch as pytorch
+from cloister.engines.files import ModelFiles
 from cloister.engines.openvino import import_openvino
 from cloister.engines.schema import ModelSchema
 from cloister.errors import ConfigError, MissingDependencyError
@@ -58,6 +61,8 @@ def convert_model(kind: str, model: Path, folder: Path, *, compiled: bool = Fals
             return _from_tensorflow(model, folder)
         if kind == "trees" and model.suffix == ".skops":
             return Converted(_from_skops(model, folder))
+        if kind == "torch" and model.suffix == ".pt2" and pytorch.is_compiled(_content(model)):
+            return _extract(model, folder)
         if kind == "torch" and compiled:
             return _compile(model, folder)
     except (ConfigError, MissingDependencyError):
@@ -119,6 +124,15 @@ def _compile(model: Path, folder: Path) -> Converted:
     torch = pytorch.import_torch()
     if model.suffix != ".pt2":
         raise ConfigError("only an exported program (.pt2) can be compiled")
-    package, library = folder / f"compiled-{model.name}", folder / f"{model.stem}.so"
+    package = folder / f"compiled-{model.name}"
     pytorch.compile_program(torch.export.load(model), package)
+    return _extract(package, folder, model.stem)
+
+
+def _extract(package: Path, folder: Path, name: str = "") -> Converted:
+    library = folder / f"{name or package.stem}.so"
     return Converted(library, pytorch.extract_library(package, library))
+
+
+def _content(model: Path) -> memoryview:
+    return ModelFiles.from_paths({model.name: model}).read(model.name)

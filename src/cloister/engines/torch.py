@@ -154,7 +154,7 @@ def _array(tensor: Any) -> Array:
 def _load_program(files: ModelFiles, file: str, options: EngineOptions) -> tuple[Forward, ModelSchema]:
     torch = import_torch()
     content = files.read(file)
-    if _is_compiled(content):
+    if is_compiled(content):
         return _load_compiled(content, options)
     program = torch.export.load(io.BytesIO(content))
     call = read_call(program)
@@ -169,7 +169,9 @@ def _load_compiled(content: memoryview, options: EngineOptions) -> tuple[Forward
     with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
         file.write(content)
         file.flush()
-        package = torch._C._aoti.AOTIModelPackageLoader(file.name, "model", False, 1, -1)
+        package = torch._C._aoti.AOTIModelPackageLoader(
+            file.name, "model", False, max(1, options.streams), -1
+        )
     said = package.get_metadata().get(CALL_MEMBER, "")
     if said:
         call = msgspec.json.decode(said, type=Call)
@@ -336,7 +338,8 @@ def _run_script(files: ModelFiles, name: str) -> types.ModuleType:
     return module
 
 
-def _is_compiled(content: memoryview) -> bool:
+def is_compiled(content: memoryview) -> bool:
+    """Whether a ``.pt2`` is a package of compiled code, not a program."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any("aotinductor" in name for name in archive.namelist())
