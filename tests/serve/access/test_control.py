@@ -265,12 +265,16 @@ def test_identities_change_while_it_runs(policy: Path, tmp_path: Path) -> None:
 
 
 def test_digest_of_callers(policy: Path, tmp_path: Path) -> None:
-    """Keys, issuers, their keys in files, authorities: each changes the digest."""
+    """Keys, issuers, their keys in files, authorities of either: each changes the digest."""
     keys, jwks = tmp_path / "keys.jsonl", tmp_path / "jwks.json"
     make_api_key(keys, "one", now=NOW)
     jwks.write_text(json.dumps({"keys": [EC.as_dict(private=False)]}))
     filed = Issuer(url="https://i.example", audience="models", jwks_file=str(jwks))
     digests = set()
+    for content in (b"a", b"b"):
+        (tmp_path / "ca.pem").write_bytes(content)
+        secured = Issuer(url="https://i.example", audience="models", ca=str(tmp_path / "ca.pem"))
+        digests.add(AccessControl(WatchedPolicy(policy), issuers=[secured]).callers_digest)
     for options in (
         {},
         {"api_keys": keys},
@@ -290,7 +294,7 @@ def test_digest_of_callers(policy: Path, tmp_path: Path) -> None:
     with pytest.raises(Unauthenticated):
         control.identify(bearer(make_token("https://i.example")))
     assert control.identify(bearer(make_token("https://i.example", RSA, "RS256")))[0].subject == "alice"
-    assert len(digests) == 9
+    assert len(digests) == 11
 
 
 def test_what_is_logged(policy: Path, tmp_path: Path) -> None:

@@ -131,5 +131,16 @@ def test_an_authority_of_its_own(over_tls: LocalIssuer, tmp_path: Path) -> None:
     assert IssuerKeys(named).refresh()
     with pytest.raises(TransportError):
         IssuerKeys(Issuer(url=over_tls.url, audience="a")).refresh()
-    with pytest.raises(ConfigError):
-        fetch_document(over_tls.url, str(tmp_path / "none"))
+    for text in (b"none", "\u00e9".encode()):
+        with pytest.raises(ConfigError):
+            fetch_document(over_tls.url, text)
+    with pytest.raises(ConfigError, match="cannot read"):
+        IssuerKeys(Issuer(url=over_tls.url, audience="a", ca=str(tmp_path / "none")))
+
+
+def test_authorities_are_read_once(over_tls: LocalIssuer, tmp_path: Path) -> None:
+    """Evidence speaks of them: whoever exchanges the file later names nobody else the issuer."""
+    path = tmp_path / "authority.pem"
+    keys = IssuerKeys(Issuer(url=over_tls.url, audience="a", ca=str(path)))
+    path.write_bytes(Authority().pem)
+    assert keys.refresh()

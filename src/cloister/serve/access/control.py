@@ -303,7 +303,11 @@ class AccessControl:
         document = {
             "api-keys": [msgspec.to_builtins(key) for key in sorted(records, key=lambda key: key.sha256)],
             "issuers": [
-                {**msgspec.to_builtins(issuer), "keys": keys.public}
+                {
+                    **msgspec.to_builtins(issuer),
+                    "keys": keys.public,
+                    "authorities": hashlib.sha384(keys.authorities).hexdigest() if keys.authorities else "",
+                }
                 for _, (issuer, keys) in sorted(self._issuer_keys.items())
             ],
             "certificates": msgspec.to_builtins(self._identities.certificate),

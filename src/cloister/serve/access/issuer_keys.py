@@ -39,8 +39,15 @@ class IssuerKeys:
     def __init__(
         self, issuer: Issuer, *, fetch: Fetch | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        """No key is fetched yet.
+
+        Raises:
+            ConfigError, MalformedInput: the file of authorities cannot be read, or is too long.
+        """
         self._issuer = issuer
-        self._fetch = fetch or (lambda url: fetch_document(url, issuer.ca))
+        self.authorities = _read_file(Path(issuer.ca)) if issuer.ca else b""
+        """PEM that its TLS is checked against, read once: evidence speaks of it."""
+        self._fetch = fetch or (lambda url: fetch_document(url, self.authorities))
         self._clock = clock
         self._lock = threading.Lock()
         self._keys: KeySet | None = None
@@ -149,18 +156,20 @@ class IssuerKeys:
         return url
 
 
-def fetch_document(url: str, ca: str = "") -> bytes:
+def fetch_document(url: str, authorities: bytes = b"") -> bytes:
     """One JSON document over HTTPS (or from loopback), without redirects.
 
+    Args:
+        authorities: PEM that its certificate is checked against; empty means the system's.
     Raises:
-        ConfigError: the address may not be asked, or ``ca`` cannot be read.
+        ConfigError: the address may not be asked, or ``authorities`` are none.
         TransportError: nothing came, or too much.
     """
     check_issuer_url(url)
     try:
-        verify = ssl.create_default_context(cafile=ca or None)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(f"cannot read certificates from {ca}") from error
+        verify = ssl.create_default_context(cadata=authorities.decode("ascii") or None)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"cannot use the authorities for {url}") from error
     try:
         with httpx.stream("GET", url, timeout=10.0, follow_redirects=False, verify=verify) as response:
             if response.status_code != httpx.codes.OK:
@@ -204,7 +213,7 @@ def _read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             raw = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"cannot read keys from {path}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     if len(raw) > MAX_DOCUMENT_BYTES:
         raise MalformedInput(f"{path} has more than {MAX_DOCUMENT_BYTES} bytes")
     return raw
