@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,13 @@ def test_keys_rotate_with_an_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
             await rotation
 
     asyncio.run(test())
+
+
+def test_start_without_what_it_does_not_need() -> None:
+    """A protected server comes up without a database library and numpy, which cost it half a second."""
+    script = (
+        "import sys, cloister.serve.server, cloister.serve.protected, cloister.serve.access.setup; "
+        "print(*{'sqlalchemy', 'numpy', 'cloister.serve.unlock'}.intersection(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["cloister.serve.unlock"]

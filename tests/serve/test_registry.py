@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
-from cloister.errors import ModelFailed, ModelNotFound, Overloaded
+from cloister.errors import ConfigError, ModelFailed, ModelNotFound, Overloaded
 from cloister.serve.manifest import Manifest, ManifestModel
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.registry import Conflict, Registry
@@ -33,10 +33,11 @@ CONFIG = ModelConfig()
 class Files:
     """A model's content that notes what is done with it."""
 
+    digest = ""
+
     source: str
     placed: list[Path] = field(default_factory=list)
     closed: int = 0
-    digest: str = ""
 
     def place(self, folder: Path) -> Path:
         (folder / "service.py").write_text(self.source)
@@ -176,3 +177,20 @@ async def test_defaults_after_removal(tmp_path: Path) -> None:
         assert models.find("m").version == "3"
         with pytest.raises(ModelNotFound):
             models.set_default("m", "1")
+
+
+@runs
+async def test_no_model_without_its_digest(tmp_path: Path) -> None:
+    """Where nothing is placed the digest is still waited for, and without one the model is refused."""
+
+    class Unreadable(Files):
+        @property
+        def digest(self) -> str:
+            raise ConfigError("cannot take a container's digest")
+
+    broken = replace(source("1"), content=Unreadable(HANDLER))
+    models = Registry(ServeSettings(mode="open", tmpfs=str(tmp_path), remote_only=True))
+    with pytest.raises(ConfigError, match="digest"):
+        await models.load([broken])
+    assert models.names() == []
+    await models.close(drain_s=0.0)
