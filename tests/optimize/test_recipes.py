@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import warnings
 import zipfile
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from cloister.engines.convert import TREE_TYPES
 from cloister.engines.engine import EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.table import open_engine
 from cloister.optimize.data import load_metric
+from cloister.optimize.deploy import engine_options, main_file
 from cloister.optimize.job import Job, Status
 from cloister.optimize.quantities import parse_drop
 from cloister.optimize.recipes.torch import make_aoti, make_program
@@ -29,6 +32,7 @@ from cloister.optimize.workspace import Workspace
 from cloister.serve.direct.pack import pack_model
 from cloister.serve.sandbox.plan import plan_for
 from cloister.settings import ServeSettings
+from tests.engines.models import MODELS
 from tests.optimize import models
 from tests.serve.sandbox.inside import run_confined
 
@@ -115,6 +119,86 @@ def test_quantization_that_watches_accuracy(tmp_path: Path) -> None:
     assert row.drop <= 0.005
 
 
+@pytest.mark.parametrize("make", ["tensorflow", "keras"])
+def test_tensorflows_models_reach_openvino(make: str, tmp_path: Path) -> None:
+    """From a SavedModel's folder without TensorFlow, from a Keras file with it; nothing else is kept."""
+    made = MODELS[make](tmp_path)
+    if made is None:
+        pytest.skip("its packages are not installed")
+    data = gather([made.inputs["x" if make == "keras" else "keras_tensor"]], labelled=False)
+    plan = Plan(
+        source=parse_source(str(made.file)),
+        calibration=data,
+        includes=("openvino_fp32",),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row("openvino_fp32")
+        assert row.status is Status.SUCCESSFUL, row.reason
+        assert row.folder is not None
+        assert sorted(path.name for path in row.folder.iterdir()) == ["model.bin", "model.xml"]
+        engine = open_engine("openvino", ModelFiles.from_folder(row.folder), row.file, EngineOptions())
+        (name,) = (spec.name for spec in engine.schema.inputs)
+        (found,) = engine.infer({name: next(iter(made.inputs.values()))}).values()
+        engine.close()
+    np.testing.assert_allclose(found, next(iter(made.expected.values())), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("keras") is not None, reason="Keras is installed")
+def test_a_keras_file_without_keras(tmp_path: Path) -> None:
+    """The row says what is lacking, and how to get it is in its reason."""
+    pytest.importorskip("openvino")
+    (tmp_path / "net.keras").write_bytes(b"PK\x03\x04")
+    plan = Plan(
+        source=parse_source(str(tmp_path / "net.keras")),
+        calibration=gather([np.zeros((2, 8), np.float32)], labelled=False),
+        includes=("openvino_fp32",),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row("openvino_fp32")
+    assert row.status is Status.LACK_DEPENDENCY
+    assert "net.keras needs Keras" in row.reason
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("make", ["xgboost", "lightgbm", "sklearn"])
+def test_files_of_trees_are_optimized(make: str, kind: type, tmp_path: Path) -> None:
+    """Each library's own file, with data of either precision, predicts the same in the engine."""
+    joblib = pytest.importorskip("joblib")
+    made = MODELS[make](tmp_path)
+    if made is None:
+        pytest.skip("its packages are not installed")
+    file = made.file
+    if make == "sklearn":
+        import skops.io
+
+        file = tmp_path / "forest.joblib"
+        joblib.dump(skops.io.load(made.file, trusted=list(TREE_TYPES)), file)
+    rows = np.concatenate([made.inputs["x"]] * 4).astype(kind)
+    data = Samples([{"features": rows}], [np.concatenate([made.expected["scores"].argmax(1)] * 4)])
+    plan = Plan(
+        source=parse_source(str(file)),
+        calibration=data,
+        validation=data,
+        metric=load_metric("accuracy"),
+        metric_place="accuracy",
+        includes=("trees",),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        result = search(plan, workspace)
+        row = result.row("trees")
+        assert row.status is Status.SUCCESSFUL, row.reason
+        assert (row.metric, result.row("original").metric) == (1.0, 1.0)
+        assert row.cosine == pytest.approx(1)
+        model = main_file(row)
+        settings = {"kind": "trees", "options": engine_options(row)}
+        pack_model(tmp_path / "t.mar", name="t", version="1", model=model, **settings)  # type: ignore[arg-type]
+    with zipfile.ZipFile(tmp_path / "t.mar") as archive:
+        assert model.name in archive.namelist()
+
+
 def job(tmp_path: Path, factory: str, data: Samples) -> Job:
     """A conversion of a model of the tests."""
     data.save(tmp_path / "data.npz")
@@ -134,6 +218,7 @@ def test_programs_take_any_number_of_rows_and_tokens(tmp_path: Path) -> None:
 
 IN_SANDBOX = """
 import numpy as np
+from cloister.engines.convert import TREE_TYPES
 from cloister.engines.engine import EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.spec import parse_spec

@@ -5,11 +5,13 @@ Source: NNCF 3, "Post-training quantization" and "Quantization with accuracy con
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cloister.engines.convert import convert_model
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.data import load_metric
 from cloister.optimize.job import Job
@@ -30,7 +32,9 @@ def make_ir(job: Job, folder: Path) -> str:
         _link(Path(job.source.place).with_suffix(".bin"), (folder / FILE).with_suffix(".bin"))
         return FILE
     samples = Samples.load(Path(job.data))
-    if job.source.form in {"onnx", "savedmodel", "keras"}:
+    if job.source.form in {"savedmodel", "keras"}:
+        model = _from_tensorflow(openvino, Path(job.source.place), folder)
+    elif job.source.form == "onnx":
         model = openvino.convert_model(job.source.place)
     else:
         model, samples = _from_object(openvino, job, samples)
@@ -99,6 +103,12 @@ def _opened(openvino: Any, job: Job) -> tuple[Any, list[dict[str, Any]]]:
     model = core.read_model(Path(job.base) / FILE)
     samples = Samples.load(Path(job.data)).named([_port_name(port) for port in model.inputs])
     return model, samples.rows(job.calibration_rows)
+
+
+def _from_tensorflow(openvino: Any, place: Path, folder: Path) -> Any:
+    """As it would be packed; what is made on the way there is removed, and stays mapped as long as needed."""
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        return openvino.Core().read_model(convert_model("tensorflow", place, Path(made)).file)
 
 
 def _from_object(openvino: Any, job: Job, samples: Samples) -> tuple[Any, Samples]:
