@@ -52,7 +52,7 @@ KEY_BYTES = 32
 NONCE_BYTES = 12
 MAX_CHUNKS = 1 << 38
 
-_SEALED_CHUNK_BYTES = CHUNK_BYTES + TAG_BYTES
+SEALED_CHUNK_BYTES = CHUNK_BYTES + TAG_BYTES
 _INFO = b"c2sp.org/chunked-encryption@v1+AEAD_AES_256_GCM\0"
 _BATCH_CHUNKS = 256
 _WRITE_SLAB_BYTES = 64 * CHUNK_BYTES
@@ -75,7 +75,7 @@ def plaintext_bytes(ciphertext_bytes: int) -> int:
     Raises:
         MalformedInput: no message has this length; a truncated one may.
     """
-    full, rest = divmod(ciphertext_bytes - HEADER_BYTES, _SEALED_CHUNK_BYTES)
+    full, rest = divmod(ciphertext_bytes - HEADER_BYTES, SEALED_CHUNK_BYTES)
     if full < 0 or rest < TAG_BYTES or full >= MAX_CHUNKS:
         raise MalformedInput(f"no message has a length of {ciphertext_bytes} bytes; is it truncated?")
     return full * CHUNK_BYTES + rest - TAG_BYTES
@@ -214,21 +214,26 @@ class CobblestoneReader(io.RawIOBase):
         sealed = self._source.read(self._offset_of(index), length + TAG_BYTES)
         with _translated(index):
             self._aead.decrypt_into(self._nonce(index), sealed, None, memoryview(self._cached)[:length])
+        self._note_genuine(index, memoryview(sealed))
         self._cached_index = index
 
     def _decrypt_run(self, first: int, out: memoryview) -> None:
         """Decrypt whole chunks into a buffer of exactly their size."""
-        sealed_bytes = len(out) // CHUNK_BYTES * _SEALED_CHUNK_BYTES
+        sealed_bytes = len(out) // CHUNK_BYTES * SEALED_CHUNK_BYTES
         done = 0
-        for piece in self._source.pieces(self._offset_of(first), sealed_bytes, _SEALED_CHUNK_BYTES):
-            chunks = len(piece) // _SEALED_CHUNK_BYTES
+        for piece in self._source.pieces(self._offset_of(first), sealed_bytes, SEALED_CHUNK_BYTES):
+            chunks = len(piece) // SEALED_CHUNK_BYTES
             index = first + done
             target = out[done * CHUNK_BYTES : (done + chunks) * CHUNK_BYTES]
             with _translated(index):
                 if not self._decrypt_in_order(index, piece, target):
                     self._decrypt_anywhere(index, piece, target)
+            self._note_genuine(index, piece)
             done += chunks
             del piece  # unmaps a window of a file before the next one is mapped
+
+    def _note_genuine(self, first: int, sealed: memoryview) -> None:
+        """Called with the bytes of each run of chunks that was authenticated; for those who inherit."""
 
     def _decrypt_in_order(self, first: int, sealed: memoryview, out: memoryview) -> bool:
         """Let the library's own decryptor, a tenth faster than calls from here, do reads from the start.
@@ -254,14 +259,14 @@ class CobblestoneReader(io.RawIOBase):
             calls = map(
                 self._aead.decrypt_into,
                 [self._nonce(first + i) for i in batch],
-                [sealed[i * _SEALED_CHUNK_BYTES : (i + 1) * _SEALED_CHUNK_BYTES] for i in batch],
+                [sealed[i * SEALED_CHUNK_BYTES : (i + 1) * SEALED_CHUNK_BYTES] for i in batch],
                 itertools.repeat(None),
                 [out[i * CHUNK_BYTES : (i + 1) * CHUNK_BYTES] for i in batch],
             )
             collections.deque(calls, maxlen=0)
 
     def _offset_of(self, index: int) -> int:
-        return self._offset + HEADER_BYTES + index * _SEALED_CHUNK_BYTES
+        return self._offset + HEADER_BYTES + index * SEALED_CHUNK_BYTES
 
     def _nonce(self, index: int) -> bytes:
         return (self._base_nonce ^ index).to_bytes(NONCE_BYTES, "big")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from cloister.crypto.cobblestone import CobblestoneReader
 from cloister.crypto.keys import SecretKey
 from cloister.errors import ConfigError
 from cloister.seal.container import SealedHeader, VerifiedHeader, read_header
+from cloister.seal.digest import ChunkTags, DigestThread
 from cloister.seal.signing import TrustedSigners
 from cloister.seal.writer import replacing
 
@@ -27,6 +27,8 @@ class SealedFile(CobblestoneReader):
 
     def __init__(self, container: io.FileIO, verified: VerifiedHeader, key: SecretKey) -> None:
         self._container = container
+        self._genuine = ChunkTags(verified.header.plaintext_bytes)
+        self._digest = DigestThread(container, verified)
         super().__init__(
             container,
             key=key.raw,
@@ -35,22 +37,25 @@ class SealedFile(CobblestoneReader):
             length=verified.stream_bytes,
         )
         self.header: SealedHeader = verified.header
-        self._digest = _Digest(container)
 
     @property
     def digest(self) -> str:
         """``container_digest`` of this very file; waits until all of it has been read once.
 
         Raises:
+            BadCiphertext: what has been read so far is not what the digest was taken of.
             ConfigError: the file cannot be read, or was closed before.
         """
         self.start_digest()
-        return self._digest.wait()
+        return self._digest.wait(self._header, self._genuine)
 
     def start_digest(self) -> None:
         """Begin with ``digest`` on a thread of its own, beside reading. May be called any number of times."""
         if not self._container.closed:
             self._digest.start()
+
+    def _note_genuine(self, first: int, sealed: memoryview) -> None:
+        self._genuine.note(first, sealed)
 
     def close(self) -> None:
         """Forget the plaintext that is held, close the container, and give up a digest that is not done."""
@@ -125,49 +130,11 @@ def _open(path: Path) -> io.FileIO:
         raise ConfigError(f"cannot read container {path}: {error.strerror}") from error
 
 
-class _Digest:
-    """SHA-256 of an open container, on a second core: Python's lock is free while the library hashes."""
-
-    def __init__(self, container: io.FileIO) -> None:
-        self._container = container
-        self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
-        self._found = ""
-        self._reason = "it was closed before"
-
-    def start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="cloister-digest")
-            self._thread.start()
-
-    def wait(self) -> str:
-        if self._thread is not None:
-            self._thread.join()
-        if not self._found:
-            raise ConfigError(f"cannot take a container's digest: {self._reason}")
-        return self._found
-
-    def stop(self) -> None:
-        """Returns when the thread reads no more."""
-        self._stopped.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            self._found = _digest(self._container, self._stopped.is_set)
-        except OSError as error:
-            self._reason = f"{error.strerror}"
-
-
-def _digest(container: io.FileIO, stopped: Callable[[], bool] = lambda: False) -> str:
-    """Empty if it was stopped."""
+def _digest(container: io.FileIO) -> str:
     hasher = hashlib.sha256()
     slab = memoryview(bytearray(_SLAB_BYTES))
     offset = 0
     while count := os.preadv(container.fileno(), [slab], offset):
-        if stopped():
-            return ""
         hasher.update(slab[:count])
         offset += count
     return hasher.hexdigest()
