@@ -83,6 +83,11 @@ def test_errors_are_one_line(data: Path, words: list[str], code: int, said: str)
     assert done.stderr.count("\n") == 1, done.stderr
 
 
+def _listen_to_signals() -> None:
+    """Whoever runs the tests in the background makes their children deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_search_leaves_nothing(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM remove the private folder with all weights, and every process."""
@@ -96,7 +101,11 @@ def test_an_interrupted_search_leaves_nothing(data: Path, tmp_path: Path, number
         str(data),
     ]
     with subprocess.Popen(
-        command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        command,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        preexec_fn=_listen_to_signals,
     ) as process:
         until = time.monotonic() + 60
         while not list(tmp_path.glob(f"{PREFIX}*/original/job.json")) and time.monotonic() < until:
