@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,15 +48,24 @@ class Question:
         return {name: _listed(array) for name, array in outputs.items()}, text
 
     def _declared(self, client: Client) -> str:
-        inputs = client.metadata(self.model, version=self.version).get("inputs")
-        if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict):
-            name = inputs[0].get("name")
-            if isinstance(name, str) and name:
-                return name
-        raise ConfigError(
-            f"{self.model} does not declare one input, so a .npy file has no name to go by",
-            hint="give --tensor NAME, or an .npz file with named arrays, or --as-files",
-        )
+        return declared_input(client.metadata(self.model, version=self.version), self.model)
+
+
+def declared_input(metadata: Mapping[str, Any], model: str) -> str:
+    """The name of the one input that a model declares.
+
+    Raises:
+        ConfigError: it declares none, or several.
+    """
+    inputs = metadata.get("inputs")
+    if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], dict):
+        name = inputs[0].get("name")
+        if isinstance(name, str) and name:
+            return name
+    raise ConfigError(
+        f"{model} does not declare one input, so a .npy file has no name to go by",
+        hint="give --tensor NAME, or an .npz file with named arrays, or --as-files",
+    )
 
 
 def read_arrays(path: Path, name: Callable[[], str]) -> dict[str, Array]:

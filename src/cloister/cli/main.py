@@ -15,6 +15,7 @@ from cloister import __version__
 from cloister.cli import (
     access,
     archive,
+    bench,
     collateral,
     demo,
     evidence,
@@ -76,6 +77,7 @@ app.command("settings")(serve.show_settings)
 app.command("evidence")(evidence.evidence)
 app.command("verify")(verify.verify)
 app.command("predict")(predict.predict)
+app.command("bench")(bench.bench)
 app.command("proxy")(proxy.proxy)
 app.command("verifier")(verifier.verifier)
 app.add_typer(collateral.app, name="collateral")

@@ -60,6 +60,10 @@ PolicyDigests = Annotated[
     ),
 ]
 
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with an API key or a JSON Web Token; it travels sealed.")
+]
+
 
 def trusted_roots(simulated_root: Path | None) -> Sequence[x509.Certificate] | None:
     """The roots to verify against: None means the vendors', a simulated root replaces them."""
@@ -102,3 +106,16 @@ def moment(text: str | None) -> datetime:
 def now() -> datetime:
     """The clock, read at the edge and handed inward."""
     return datetime.now(UTC)
+
+
+def read_token(path: Path | None) -> str:
+    """The credential of a file; empty without one."""
+    if path is None:
+        return ""
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read a token from {path}") from error
+    if not token or not token.isprintable() or " " in token:
+        raise ConfigError(f"{path} does not hold one token")
+    return token

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.text import Text
 
 from cloister.attest.model import AttestationResult, Claims
 from cloister.errors import CloisterError
+
+if TYPE_CHECKING:
+    from cloister.attest.service import VerifiedService
 
 console = Console(highlight=False, soft_wrap=False)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -55,6 +58,20 @@ def shorten(value: str, characters: int = SHORT_VALUE_CHARACTERS) -> str:
         return value
     half = (characters - 1) // 2
     return f"{value[:half]}…{value[-half:]}"
+
+
+def verdict_line(service: VerifiedService, url: str) -> str:
+    """What was verified, on one line."""
+    result = service.result
+    models = ", ".join(
+        f"{model.name} {model.version} (sha256 {shorten(model.container_digest, 13)})"
+        for model in service.identity.models
+    )
+    simulated = " SIMULATED, proves nothing;" if result.simulated else ""
+    return (
+        f"verified {url}: {result.claims.scheme},{simulated} {len(result.checks)} checks hold;"
+        f" serves {models or 'no model'}"
+    )
 
 
 def verdict_table(result: AttestationResult, title: str) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -15,13 +15,12 @@ from cloister.cli.options import (
     PolicyDigests,
     ReferenceFile,
     SimulatedRoot,
+    TokenFile,
+    read_token,
     trusted_roots,
 )
-from cloister.cli.output import console, shorten, show_json, verdict_table
+from cloister.cli.output import console, show_json, verdict_line, verdict_table
 from cloister.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cloister.attest.service import VerifiedService
 
 
 def predict(
@@ -30,9 +29,7 @@ def predict(
     inputs: Annotated[list[Path], typer.Argument(help="Files to send, one request each.")],
     reference_values: ReferenceFile = None,
     simulated_root: SimulatedRoot = None,
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with an API key or a JSON Web Token; it travels sealed.")
-    ] = None,
+    token_file: TokenFile = None,
     model_digest: ModelDigests = None,
     model_signer: ModelSigners = None,
     policy_digest: PolicyDigests = None,
@@ -65,13 +62,13 @@ def predict(
         model_digest or (), model_signer or (), policy_digest or ()
     )
     roots = trusted_roots(simulated_root)
-    token = _read_token(token_file)
+    token = read_token(token_file)
     question = Question(name, version or None, tensor=tensor, as_files=as_files)
     answers: list[dict[str, Any]] = []
     with Client(url, reference_values=references, roots=roots, token=token) as client:
         service = client.verify()
         if not as_json:
-            console.print(_verdict(service, url), soft_wrap=True, markup=False)
+            console.print(verdict_line(service, url), soft_wrap=True, markup=False)
             if verbose:
                 console.print(verdict_table(service.result, "every check"))
         for path in inputs:
@@ -82,29 +79,3 @@ def predict(
     if as_json:
         verification = {"verification": service.result.to_mapping(), "answers": answers}
         show_json(verification if verbose else answers)
-
-
-def _verdict(service: VerifiedService, url: str) -> str:
-    """What was verified, on one line."""
-    result = service.result
-    models = ", ".join(
-        f"{model.name} {model.version} (sha256 {shorten(model.container_digest, 13)})"
-        for model in service.identity.models
-    )
-    simulated = " SIMULATED, proves nothing;" if result.simulated else ""
-    return (
-        f"verified {url}: {result.claims.scheme},{simulated} {len(result.checks)} checks hold;"
-        f" serves {models or 'no model'}"
-    )
-
-
-def _read_token(path: Path | None) -> str:
-    if path is None:
-        return ""
-    try:
-        token = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read a token from {path}") from error
-    if not token or not token.isprintable() or " " in token:
-        raise ConfigError(f"{path} does not hold one token")
-    return token

@@ -38,6 +38,9 @@ from cloister.ohttp.capsule import KeyConfig
 
 EVIDENCE_PATH = "/.well-known/cloister/evidence"
 NONCE_BYTES = 32
+MAX_CONNECTIONS = 1024
+"""To one service. All are kept for a while after their request: a new one costs a handshake."""
+LIMITS = httpx.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_CONNECTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +233,7 @@ def _options(timeout_s: float) -> dict[str, Any]:
     """Of every connection: nothing is followed, nothing of ~/.netrc added, nothing asked for compressed."""
     return {
         "timeout": timeout_s,
+        "limits": LIMITS,
         "follow_redirects": False,
         "auth": _as_it_is,
         "headers": {"accept-encoding": "identity"},

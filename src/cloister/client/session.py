@@ -19,7 +19,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import quote
 
 import httpx
 from cryptography import x509
@@ -28,11 +27,11 @@ from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
 from cloister.client.aio import AsyncOhttpTransport
 from cloister.client.answer import Answer, raise_for_status
-from cloister.client.payload import encode_payload
+from cloister.client.requests import inference, metadata_path, own_headers, prediction
 from cloister.client.sealing import REPEATABLE
-from cloister.client.tensors import Array, decode_tensors, encode_tensors
+from cloister.client.tensors import Array, decode_tensors
 from cloister.client.transport import OhttpTransport
-from cloister.errors import ConfigError, MalformedInput
+from cloister.errors import MalformedInput
 
 if TYPE_CHECKING:
     from cloister.client.for_httpx2 import AsyncHttpx2Transport, Httpx2Transport
@@ -87,7 +86,7 @@ class Client:
             transport=self._transport,
             base_url=self._transport.url,
             timeout=timeout_s,
-            headers=_own_headers(token),
+            headers=own_headers(token),
         )
 
     @property
@@ -119,7 +118,7 @@ class Client:
             VerificationError, PolicyDenied: the service did not prove itself, or the answer is forged.
             TransportError: not reached.
         """
-        path, content, headers = _prediction(model, data, version, content_type)
+        path, content, headers = prediction(model, data, version, content_type)
         return self._send("POST", path, content=content, headers=headers)
 
     def infer(
@@ -131,13 +130,12 @@ class Client:
             MalformedInput: an array that is no tensor, or an answer that is none of the protocol.
             CloisterError: as ``predict``.
         """
-        content, headers = encode_tensors(inputs)
-        path = _v2_path(model, version) + "/infer"
+        path, content, headers = inference(model, inputs, version)
         return decode_tensors(self._send("POST", path, content=content, headers=headers))
 
     def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
         """What a model says of itself (``/v2/models/...``): versions, and the tensors that it declares."""
-        return _object(self._send("GET", _v2_path(model, version)))
+        return _object(self._send("GET", metadata_path(model, version)))
 
     def ping(self) -> Answer:
         """The service's health, asked through the sealed channel."""
@@ -296,7 +294,7 @@ class AsyncClient:
             transport=self._transport,
             base_url=self._transport.url,
             timeout=timeout_s,
-            headers=_own_headers(token),
+            headers=own_headers(token),
         )
 
     @property
@@ -312,20 +310,19 @@ class AsyncClient:
         self, model: str, data: Any, *, version: str | None = None, content_type: str | None = None
     ) -> Answer:
         """Ask a model; arguments and errors as ``Client.predict``."""
-        path, content, headers = _prediction(model, data, version, content_type)
+        path, content, headers = prediction(model, data, version, content_type)
         return await self._send("POST", path, content=content, headers=headers)
 
     async def infer(
         self, model: str, inputs: Mapping[str, Array], *, version: str | None = None
     ) -> dict[str, Array]:
         """Arrays in, arrays out; arguments and errors as ``Client.infer``."""
-        content, headers = encode_tensors(inputs)
-        path = _v2_path(model, version) + "/infer"
+        path, content, headers = inference(model, inputs, version)
         return decode_tensors(await self._send("POST", path, content=content, headers=headers))
 
     async def metadata(self, model: str, *, version: str | None = None) -> dict[str, Any]:
         """What a model says of itself; as ``Client.metadata``."""
-        return _object(await self._send("GET", _v2_path(model, version)))
+        return _object(await self._send("GET", metadata_path(model, version)))
 
     async def ping(self) -> Answer:
         """The service's health, asked through the sealed channel."""
@@ -358,37 +355,8 @@ class AsyncClient:
         return raise_for_status(Answer(response.status_code, tuple(response.headers.multi_items()), raw))
 
 
-def _prediction(
-    model: str, data: Any, version: str | None, content_type: str | None
-) -> tuple[str, bytes, dict[str, str]]:
-    """Path, body and headers of a prediction."""
-    content, kind = encode_payload(data, content_type)
-    path = f"/predictions/{_segment(model, 'model')}"
-    if version is not None:
-        path += f"/{_segment(version, 'version')}"
-    return path, content, {"content-type": kind}
-
-
-def _v2_path(model: str, version: str | None) -> str:
-    path = f"/v2/models/{_segment(model, 'model')}"
-    return path if version is None else f"{path}/versions/{_segment(version, 'version')}"
-
-
 def _object(answer: Answer) -> dict[str, Any]:
     found = answer.json()
     if not isinstance(found, dict):
         raise MalformedInput("answer is not a JSON object")
     return found
-
-
-def _own_headers(token: str) -> dict[str, str]:
-    """Of every request. Answers are taken as they are: what is not asked for compressed cannot burst here."""
-    own = {"accept-encoding": "identity"}
-    return own | {"authorization": f"Bearer {token}"} if token else own
-
-
-def _segment(name: str, what: str) -> str:
-    # "." and ".." would be taken as steps of the path.
-    if not name or name in (".", ".."):
-        raise ConfigError(f"{what}: empty or not a name")
-    return quote(name, safe="")
