@@ -22,7 +22,8 @@ from cloister.serve.frames import AnswerItem, Answers, FrameDecoder, Predict, Re
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.remote import port as port_module
 from cloister.serve.remote.backend import RemoteWorker
-from cloister.serve.remote.channel import Channel, RefusedByPeer, connect, prove_each_other
+from cloister.serve.remote.channel import Channel, RefusedByPeer, prove_each_other
+from cloister.serve.remote.channel import connect as dial
 from cloister.serve.remote.messages import Assign, Attach, Ended, FromFrontend, Leave, ModelKey, Offer, Ping
 from cloister.serve.remote.port import WorkerPort
 from cloister.serve.remote.proof import Credentials, Demands, Transcript
@@ -155,10 +156,30 @@ async def until(met: Callable[[], Any], within_s: float = 5.0) -> None:
         await asyncio.sleep(0.01)
 
 
+OPENED: list[Any] = []
+"""Transports of the test's own side. uvloop's loop does not close while one of them is open."""
+
+
+async def connect(host: str, port: int, context: ssl.SSLContext, *, timeout_s: float) -> Channel:
+    """As the product's own, for a channel that ends with the test."""
+    channel = await dial(host, port, context, timeout_s=timeout_s)
+    OPENED.append(channel._transport)
+    return channel
+
+
 def run(work: Callable[[], Awaitable[None]]) -> None:
     """One test, under the event loop that the server has."""
+
+    async def all_of_it() -> None:
+        try:
+            await work()
+        finally:
+            while OPENED:
+                OPENED.pop().abort()
+            await asyncio.sleep(0.05)  # for the other sides to hear of it
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work())  # type: ignore[arg-type]
+        runner.run(all_of_it())
 
 
 @pytest.fixture(scope="module")
