@@ -17,6 +17,8 @@ from cloister.serve.remote.proof import Credentials, Demands
 from cloister.serve.remote.renewal import Renewals, Standing
 from cloister.serve.remote.tls import DATA, JOIN, LinkKey, peer_spki
 
+FAREWELL_S = 2.0
+"""How long the reason of a refusal may take to reach the one who is refused."""
 HANDSHAKE_S = 5.0
 BACKLOG = 128
 MAX_STRANGERS = 128
@@ -122,6 +124,8 @@ class WorkerPort:
         except CloisterError as error:
             log.warning("worker host refused", address=source, reason=error.message)
             channel.close()
+            # TLS waits for the other side's farewell, which a stranger need not send.
+            asyncio.get_running_loop().call_later(FAREWELL_S, channel.abort)
         except (OSError, TimeoutError) as error:
             # No TLS, or none that can be agreed on: a scanner, or something that is no worker host.
             log.debug("worker port: no handshake", address=source, reason=type(error).__name__)
