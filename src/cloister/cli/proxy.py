@@ -65,11 +65,6 @@ def proxy(
     from cloister.serve.listen import bind
     from cloister.serve.log import configure_log
 
-    # What passes here in the clear shall be in no dump, traceback or library's log.
-    configure_log("warning")
-    report_crashes_without_content()
-    forbid_dumps()
-
     if reference_values is None:
         raise ConfigError("no reference values: nothing says which TEE is acceptable", hint="give -r FILE")
     host, port = _address(listen, allow_remote=allow_remote)
@@ -79,6 +74,10 @@ def proxy(
     roots = trusted_roots(simulated_root)
     # Once before the port opens, so that a wrong address or policy is known at the start.
     verify_service(url, reference_values=references, roots=roots, timeout_s=timeout)
+    # From here on this process is a server: what passes in the clear shall be in no dump, traceback or log.
+    configure_log("warning")
+    report_crashes_without_content()
+    forbid_dumps()
     transport = AsyncOhttpTransport(
         url,
         reference_values=references,
