@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -337,6 +338,38 @@ def test_grpc_management(known: Known) -> None:
                 timeout=10,
             )
             assert refused[0].name == "PERMISSION_DENIED"
+
+
+def test_a_request_keeps_its_admission(tmp_path: Path) -> None:
+    """Who is let in by the head is answered after the body, though the same head was refused in between."""
+    keys, port = tmp_path / "keys.jsonl", free_port()
+    key = make_api_key(keys, "one", now=datetime.now(UTC))
+    (tmp_path / "requests.cedar").write_text(
+        'permit (principal, action == Action::"predict", resource) when { principal.kind == "api-key" };'
+    )
+    (tmp_path / "store").mkdir()
+    pack(tmp_path, "echo", ECHO).rename(tmp_path / "store" / "echo.mar")
+    flags = {
+        "serve.mode": "open",
+        "serve.http_port": port,
+        "serve.model_store": str(tmp_path / "store"),
+        "serve.access_policy": str(tmp_path / "requests.cedar"),
+        "serve.api_keys": str(keys),
+        "serve.quota_per_day": 1,
+    }
+    head = asked("/predictions/echo", f"Authorization: Bearer {key}".encode())[:-1]
+    with Server(flags) as server:
+        server.wait_ready()
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=20) as first,
+            socket.create_connection(("127.0.0.1", port), timeout=20) as second,
+        ):
+            first.sendall(head)
+            time.sleep(0.3)
+            second.sendall(head + b"x")
+            assert b" 429 " in second.recv(65_536)
+            first.sendall(b"x")
+            assert b" 200 " in first.recv(65_536)
 
 
 def test_quota_of_many_connections(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from cloister.serve.http.heads import (
     MAX_KEPT_BYTES,
     Head,
     HeadCache,
+    Target,
     read_head,
     render_without_upgrade,
 )
@@ -58,6 +59,8 @@ class HotProtocol(Outgoing, Asking):
         self._upgrading = ""
         self._head_bytes = self._fed_bytes = 0
         self._missing = 0
+        self._target: Target | None = None
+        """Who answers ``_head``, as was decided when it came: others share the head, and decide anew."""
         self._take = self._take_answer
         self._part: set[Any] = set()
         self._certificate = b""
@@ -108,11 +111,11 @@ class HotProtocol(Outgoing, Asking):
                 break
             position = end + head.body_bytes
             if position <= size:
-                self._ask(head, data[end:position])
+                self._ask(head, head.target, data[end:position])
                 if head.close:
                     return
             else:
-                self._head, self._chunks = head, [data[end:]]
+                self._head, self._target, self._chunks = head, head.target, [data[end:]]
                 self._missing = position - size
                 self._since = self.due = front.now
         if position < size:
@@ -160,8 +163,9 @@ class HotProtocol(Outgoing, Asking):
         end = self._missing
         self._chunks.append(data[:end] if end < size else data)
         body = b"".join(self._chunks)
+        target, self._target = self._target, None
         self._head, self._chunks, self._missing = None, [], 0
-        self._ask(head, body)
+        self._ask(head, target, body)
         return end if not self._deaf else size
 
     def _parse(self, data: bytes) -> None:
@@ -234,7 +238,7 @@ class HotProtocol(Outgoing, Asking):
             if head is not None:
                 head.certificate = self._certificate
                 if self._front.admits(head):
-                    self._head = head
+                    self._head, self._target = head, head.target
                     if raw is not None:
                         self._heads.learn(raw, head)
                     return
@@ -262,8 +266,9 @@ class HotProtocol(Outgoing, Asking):
             super().on_message_complete()
             return
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        target, self._target = self._target, None
         self._head, self._chunks = None, []
-        self._ask(head, body)
+        self._ask(head, target, body)
 
     def _check(self, headers: Headers) -> None:
         """What the parser lets pass, and a proxy in front might read differently."""
@@ -283,8 +288,8 @@ class HotProtocol(Outgoing, Asking):
 
     # Asking.
 
-    def _ask(self, head: Head, body: bytes) -> None:
-        """Hand over one whole request."""
+    def _ask(self, head: Head, target: Target | None, body: bytes) -> None:
+        """Hand over one whole request, to the gateway if ``target`` is None."""
         exchange = Exchange(
             next_request_id(),
             head.model_headers,
@@ -297,7 +302,6 @@ class HotProtocol(Outgoing, Asking):
         self._pending.append(exchange)
         if head.close:
             self._deaf = True
-        target = head.target
         if target is None:
             self._open(exchange, body)
         else:
