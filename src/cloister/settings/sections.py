@@ -1,26 +1,10 @@
-"""One frozen ``Settings``: command-line flag over environment over TOML file over default.
-
-The file has one table per section (``[serve]``, ``[keys]``, ``[cache]``, ``[attest]``, ``[collateral]``). The
-environment spells a setting ``CLOISTER_<SECTION>_<NAME>``. An unknown name is an error in each of the three
-places, so that a typing mistake cannot silently weaken a server. The effective settings of a protected server
-are part of what it proves: ``settings_digest`` goes into its evidence.
-"""
+"""Everything that can be set, with its default, section by section."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import tomllib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import rfc8785
-
-from cloister.errors import ConfigError
-
-ENVIRONMENT_PREFIX = "CLOISTER_"
 
 
 class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -382,113 +366,3 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     worker: WorkerSettings = WorkerSettings()
     attest: AttestSettings = AttestSettings()
     collateral: CollateralSettings = CollateralSettings()
-
-
-def load_settings(
-    file: Path | None = None,
-    environ: Mapping[str, str] | None = None,
-    flags: Mapping[str, Any] | None = None,
-) -> Settings:
-    """Merge the four layers into one ``Settings``.
-
-    Args:
-        file: TOML file, or None.
-        environ: environment; only names that begin with ``CLOISTER_`` are read.
-        flags: ``{"section.name": value}``; a value of None means that the flag was not given.
-    Raises:
-        ConfigError: unreadable file, unknown name, or a value of the wrong type.
-    """
-    merged: dict[str, dict[str, Any]] = {section: {} for section in Settings.__struct_fields__}
-    for layer in (_from_file(file), _from_environment(environ or {}), _from_flags(flags or {})):
-        for section, values in layer.items():
-            _known(section, merged, "section")
-            for name, value in values.items():
-                _known(name, _fields_of(section), f"setting in [{section}]")
-                merged[section][name] = value
-    try:
-        return msgspec.convert(merged, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"settings: {error}", hint="see `cloister settings --help`") from error
-
-
-def measured_settings(settings: Settings) -> bytes:
-    """The effective settings of a server as RFC 8785 canonical JSON: every name of [serve] and [attest]."""
-    return rfc8785.dumps(
-        {"attest": msgspec.to_builtins(settings.attest), "serve": msgspec.to_builtins(settings.serve)}
-    )
-
-
-def settings_digest(settings: Settings) -> bytes:
-    """SHA-384 (48 bytes) of ``measured_settings``: what evidence carries as ``mr_config_id``."""
-    return hashlib.sha384(measured_settings(settings)).digest()
-
-
-def _from_file(file: Path | None) -> dict[str, dict[str, Any]]:
-    if file is None:
-        return {}
-    try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read settings file {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"settings file {file} is not TOML: {error}") from error
-    for section, values in document.items():
-        if not isinstance(values, dict):
-            raise ConfigError(f"settings file {file}: {section!r} must be a table such as [serve]")
-    return document
-
-
-def _from_environment(environ: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    layer: dict[str, dict[str, Any]] = {}
-    for variable, text in environ.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX):
-            continue
-        section, _, name = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("_")
-        if section not in Settings.__struct_fields__:
-            continue  # CLOISTER_VECTORS and the like belong to tools, not to the settings
-        value: Any = [part for part in text.split(",") if part] if name in _LISTS else text
-        layer.setdefault(section, {})[name] = value
-    return layer
-
-
-def _from_flags(flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    layer: dict[str, dict[str, Any]] = {}
-    for dotted, value in flags.items():
-        if value is None:
-            continue
-        section, _, name = dotted.partition(".")
-        layer.setdefault(section, {})[name] = value
-    return layer
-
-
-def _fields_of(section: str) -> tuple[str, ...]:
-    fields: tuple[str, ...] = _SECTIONS[section].__struct_fields__
-    return fields
-
-
-def _known(name: str, known: Mapping[str, Any] | tuple[str, ...], what: str) -> None:
-    if name in known:
-        return
-    close = difflib.get_close_matches(name, list(known), n=1)
-    raise ConfigError(f"unknown {what}: {name!r}", hint=f"did you mean {close[0]!r}?" if close else "")
-
-
-_SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "serve": ServeSettings,
-    "keys": KeysSettings,
-    "cache": CacheSettings,
-    "torch": TorchSettings,
-    "worker": WorkerSettings,
-    "attest": AttestSettings,
-    "collateral": CollateralSettings,
-}
-_LISTS = {
-    "models",
-    "sources",
-    "uris",
-    "allowed_uids",
-    "previous_keks",
-    "allowed_urls",
-    "load_models",
-    "sandbox_paths",
-}
