@@ -101,10 +101,10 @@ class Front:
             page = api.cors.is_on and bool(find_origin(head.headers))
             head.sealed = head.method == "POST" and api.gateway is not None and _is_sealed(head) and not page
             return head.sealed
-        supervisor, head.model_headers = api.hot(self.way, head.method, head.path, head.headers)
+        supervisor, model_headers = api.hot(self.way, head.method, head.path, head.headers)
         if supervisor is None or api.admit(self.way, supervisor, head.headers, head.certificate) is not None:
-            return False
-        head.target = supervisor
+            return False  # another request with this head may be on its way: its headers stay
+        head.target, head.model_headers = supervisor, model_headers
         if api.counts:
             head.until = 0.0
         return True
