@@ -19,13 +19,16 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 import msgspec
 
 from cloister.engines.schema import ModelSchema
 from cloister.errors import MalformedInput, WorkerLost
 from cloister.serve.sandbox.plan import NO_SANDBOX, SandboxPlan, SandboxState
+
+if TYPE_CHECKING:
+    import asyncio  # not at run time: a worker has no use for it
 
 PREFIX = struct.Struct(">IQ")
 MAX_HEAD_BYTES = 1 << 24
@@ -244,6 +247,19 @@ def encode_frame(message: msgspec.Struct, bodies: Sequence[bytes] = ()) -> list[
     if payload_bytes <= _JOIN_BYTES:
         return [b"".join((prefix, head, *bodies))]
     return [prefix + head, *bodies]
+
+
+def write_frame(
+    transport: asyncio.WriteTransport | None, message: msgspec.Struct, bodies: Sequence[bytes] = ()
+) -> None:
+    """Write one frame to a connection; nowhere if there is none, or none any more."""
+    if transport is None or transport.is_closing():
+        return
+    parts = encode_frame(message, bodies)
+    if len(parts) == 1:
+        transport.write(parts[0])
+    else:
+        transport.writelines(parts)
 
 
 def split_payload(lengths: Iterable[int], payload: memoryview) -> Iterator[memoryview]:

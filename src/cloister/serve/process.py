@@ -33,7 +33,7 @@ from cloister.serve.frames import (
     MetricDefinition,
     Stop,
     ToWorker,
-    encode_frame,
+    write_frame,
 )
 from cloister.serve.groups import WorkerGroup, WorkerGroups
 from cloister.serve.hardening import worker_environment
@@ -188,13 +188,7 @@ class WorkerProcess(asyncio.Protocol):
 
     def send(self, message: ToWorker, bodies: Sequence[bytes] = ()) -> None:
         """Write one frame. After the worker's end it goes nowhere; ``on_end`` has told the supervisor."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        parts = encode_frame(message, bodies)
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        write_frame(self._transport, message, bodies)
 
     def kill(self, reason: str) -> None:
         """End the process now, with all processes that its handler started."""

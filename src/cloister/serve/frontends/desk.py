@@ -20,7 +20,7 @@ from cloister.serve.frames import (
     FrameDecoder,
     HeadEncoder,
     Headers,
-    encode_frame,
+    write_frame,
 )
 from cloister.serve.frontends.frames import (
     Alive,
@@ -96,13 +96,7 @@ class Desk(asyncio.Protocol):
 
     def send(self, message: ToFrontend, bodies: Sequence[bytes] = ()) -> None:
         """Write one frame; nowhere after the frontend's end."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        parts = encode_frame(message, bodies)
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        write_frame(self._transport, message, bodies)
 
     def close(self) -> None:
         """Let go of the socket, and of everything that was asked over it."""

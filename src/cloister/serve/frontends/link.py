@@ -20,8 +20,8 @@ from cloister.serve.frames import (
     FrameDecoder,
     HeadDecoder,
     Headers,
-    encode_frame,
     split_payload,
+    write_frame,
 )
 from cloister.serve.frontends.frames import (
     AskHead,
@@ -106,13 +106,7 @@ class Link(asyncio.Protocol):
 
     def send(self, message: FromFrontend, bodies: Sequence[bytes] = ()) -> None:
         """Write one frame."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        parts = encode_frame(message, bodies)
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        write_frame(self._transport, message, bodies)
 
     def _flush_soon(self) -> None:
         if not self._flush_due:

@@ -16,7 +16,7 @@ from cloister.serve.frames import (
     FrameDecoder,
     Predict,
     Stop,
-    encode_frame,
+    write_frame,
 )
 from cloister.serve.process import LEAVE_S
 
@@ -54,13 +54,7 @@ class RemoteWorker(asyncio.Protocol):
 
     def send(self, message: Predict | Cancel | Stop, bodies: Sequence[bytes] = ()) -> None:
         """Write one frame. After the worker's end it goes nowhere; ``on_end`` has told the supervisor."""
-        if self._transport is None or self._transport.is_closing():
-            return
-        parts = encode_frame(message, bodies)
-        if len(parts) == 1:
-            self._transport.write(parts[0])
-        else:
-            self._transport.writelines(parts)
+        write_frame(self._transport, message, bodies)
 
     def kill(self, reason: str) -> None:
         """End it now: its host ends the process when the connection breaks."""
