@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cloister.cli.options import (
+    AsFiles,
     Json,
     ModelDigests,
     ModelSigners,
     PolicyDigests,
     ReferenceFile,
     SimulatedRoot,
+    TensorName,
     TokenFile,
     read_token,
     trusted_roots,
@@ -49,12 +51,8 @@ def bench(
     model_digest: ModelDigests = None,
     model_signer: ModelSigners = None,
     policy_digest: PolicyDigests = None,
-    tensor: Annotated[
-        str, typer.Option(metavar="NAME", help="Input that a .npy file is, if the model declares none.")
-    ] = "",
-    as_files: Annotated[
-        bool, typer.Option("--as-files", help="Send .npy and .npz files as they are, not as tensors.")
-    ] = False,
+    tensor: TensorName = "",
+    as_files: AsFiles = False,
     as_json: Json = False,
 ) -> None:
     """Put a model under load, and show its throughput, latencies and errors.

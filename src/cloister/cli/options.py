@@ -60,6 +60,12 @@ PolicyDigests = Annotated[
     ),
 ]
 
+TensorName = Annotated[
+    str, typer.Option(metavar="NAME", help="Input that a .npy file is, if the model declares none.")
+]
+AsFiles = Annotated[
+    bool, typer.Option("--as-files", help="Send .npy and .npz files as they are, not as tensors.")
+]
 TokenFile = Annotated[
     Path | None, typer.Option(help="File with an API key or a JSON Web Token; it travels sealed.")
 ]

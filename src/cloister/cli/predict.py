@@ -9,12 +9,14 @@ import typer
 
 from cloister.cli.inputs import Question
 from cloister.cli.options import (
+    AsFiles,
     Json,
     ModelDigests,
     ModelSigners,
     PolicyDigests,
     ReferenceFile,
     SimulatedRoot,
+    TensorName,
     TokenFile,
     read_token,
     trusted_roots,
@@ -33,12 +35,8 @@ def predict(
     model_digest: ModelDigests = None,
     model_signer: ModelSigners = None,
     policy_digest: PolicyDigests = None,
-    tensor: Annotated[
-        str, typer.Option(metavar="NAME", help="Input that a .npy file is, if the model declares none.")
-    ] = "",
-    as_files: Annotated[
-        bool, typer.Option("--as-files", help="Send .npy and .npz files as they are, not as tensors.")
-    ] = False,
+    tensor: TensorName = "",
+    as_files: AsFiles = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show every check of the verification.")
     ] = False,

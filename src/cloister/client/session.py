@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
 
 import httpx
 from cryptography import x509
@@ -168,6 +168,16 @@ class Client:
         return raise_for_status(Answer(response.status_code, tuple(response.headers.multi_items()), raw))
 
 
+class TransportOptions(TypedDict, total=False):
+    """The arguments of ``transport`` by name."""
+
+    reference_values: Required[ReferenceValues]
+    roots: Sequence[x509.Certificate] | None
+    max_age_s: float
+    timeout_s: float
+    padding: bool
+
+
 def transport(
     url: str,
     *,
@@ -210,58 +220,26 @@ def async_transport(
     )
 
 
-def httpx2_transport(
-    url: str,
-    *,
-    reference_values: ReferenceValues,
-    roots: Sequence[x509.Certificate] | None = None,
-    max_age_s: float = 300.0,
-    timeout_s: float = 60.0,
-    padding: bool = False,
-) -> Httpx2Transport:
-    """As ``transport``, for ``httpx2.Client``.
+def httpx2_transport(url: str, **options: Unpack[TransportOptions]) -> Httpx2Transport:
+    """As ``transport``, for ``httpx2.Client``; the same arguments.
 
     Raises:
         MissingDependencyError: httpx2 is not installed.
     """
     from cloister.client.for_httpx2 import Httpx2Transport
 
-    inner = transport(
-        url,
-        reference_values=reference_values,
-        roots=roots,
-        max_age_s=max_age_s,
-        timeout_s=timeout_s,
-        padding=padding,
-    )
-    return Httpx2Transport(inner)
+    return Httpx2Transport(transport(url, **options))
 
 
-def async_httpx2_transport(
-    url: str,
-    *,
-    reference_values: ReferenceValues,
-    roots: Sequence[x509.Certificate] | None = None,
-    max_age_s: float = 300.0,
-    timeout_s: float = 60.0,
-    padding: bool = False,
-) -> AsyncHttpx2Transport:
-    """As ``async_transport``, for ``httpx2.AsyncClient``.
+def async_httpx2_transport(url: str, **options: Unpack[TransportOptions]) -> AsyncHttpx2Transport:
+    """As ``async_transport``, for ``httpx2.AsyncClient``; the same arguments.
 
     Raises:
         MissingDependencyError: httpx2 is not installed.
     """
     from cloister.client.for_httpx2 import AsyncHttpx2Transport
 
-    inner = async_transport(
-        url,
-        reference_values=reference_values,
-        roots=roots,
-        max_age_s=max_age_s,
-        timeout_s=timeout_s,
-        padding=padding,
-    )
-    return AsyncHttpx2Transport(inner)
+    return AsyncHttpx2Transport(async_transport(url, **options))
 
 
 class AsyncClient:
