@@ -178,7 +178,9 @@ def try_proxy_and_curl(walk: Walk) -> None:
     """docs/calling.md: the local proxy with curl, and curl with the key that the evidence speaks for."""
     if shutil.which("curl") is None:
         return
-    _, proxied, _, pinned = examples("docs/calling.md", "bash")
+    blocks = examples("docs/calling.md", "bash")
+    (proxied,) = [block for block in blocks if "cloister proxy" in block]
+    (pinned,) = [block for block in blocks if "--pinnedpubkey" in block]
     walk.ports["127.0.0.1:8090"] = port = free_port()
     proxy, curl = walk.commands(proxied)
     health = f"http://127.0.0.1:{port}/.well-known/cloister/proxy"
