@@ -83,11 +83,14 @@ $(VENV)/.outside: $(BIN)/python
 	fi
 	@touch $@
 
+# Files of tests are shared out to so many processes.
+TEST_PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 test: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman $(VENV)/.outside
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman $(VENV)/.outside
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

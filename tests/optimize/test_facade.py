@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from cloister.errors import ConfigError, MalformedInput
 from cloister.optimize import InferenceOptimizer
-from cloister.optimize.workspace import PREFIX, default_parent
+from cloister.optimize.workspace import PREFIX
 from tests.optimize import models
 
 pytest.importorskip("nncf")
@@ -121,12 +122,18 @@ def test_trace_and_the_originals_parameters(tmp_path: Path) -> None:
     assert InferenceOptimizer.load(tmp_path / "original", other)[0].weight.equal(net[0].weight)
 
 
-def test_nothing_is_left(optimized: tuple[InferenceOptimizer, nn.Module]) -> None:
+def test_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing an optimizer removes its folder."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     optimizer = InferenceOptimizer()
-    before = set(default_parent().glob(f"{PREFIX}*"))
+    optimizer.optimize(
+        models.picture_net(), training_data=[next(models.pictures())[0]], thread_num=1,
+        includes=["original"], latency_sample_num=2, concurrency=1,
+    )  # fmt: skip
+    assert list(tmp_path.glob(f"{PREFIX}*"))
     optimizer.close()
-    assert set(default_parent().glob(f"{PREFIX}*")) <= before
+    assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="nothing was optimized"):
         optimizer.summary()
 

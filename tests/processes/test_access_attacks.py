@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +98,12 @@ def exchange(known: Known, raw: bytes) -> bytes:
     return answer
 
 
+def exchange_all(known: Known, requests: Sequence[bytes]) -> list[bytes]:
+    """Each of them at the same time: after a refusal the server keeps the connection for a while."""
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return list(pool.map(lambda raw: exchange(known, raw), requests))
+
+
 def asked(path: str, *headers: bytes, method: str = "POST", body: bytes = b"x") -> bytes:
     """A request on the wire, whatever it looks like."""
     lines = (f"{method} {path} HTTP/1.1".encode(), b"Host: x", b"Connection: close", *headers)
@@ -185,7 +191,7 @@ def test_several_credentials(known: Known) -> None:
 def test_headers_that_are_none(known: Known) -> None:
     """Names and lines that another reader might take for a credential are refused, or nobody's."""
     right = known.issuer.token()
-    for header in (
+    headers = (
         b"Authorization : Bearer " + right,
         b" Authorization: Bearer " + right,
         b"X-Y: z\nAuthorization: Bearer " + right,
@@ -197,8 +203,9 @@ def test_headers_that_are_none(known: Known) -> None:
         b"Proxy-Authorization: Bearer " + right,
         b"Cookie: authorization=Bearer " + right,
         b"Trailer: Authorization\r\nAuthorization-: Bearer " + right,
-    ):
-        answer = exchange(known, asked("/predictions/own", header))
+    )
+    answers = exchange_all(known, [asked("/predictions/own", header) for header in headers])
+    for header, answer in zip(headers, answers, strict=True):
         assert answer[9:12] in (b"400", b"401", b"403"), (header[:30], answer[:100])
 
 
@@ -206,13 +213,14 @@ def test_two_lengths(known: Known) -> None:
     """A request within a request is a body: what two readers could cut differently is refused."""
     right = b"Authorization: Bearer " + known.issuer.token()
     hidden = asked("/predictions/own", right)
-    for headers in (
-        (b"Transfer-Encoding: chunked",),
-        (b"Transfer-Encoding: xchunked",),
-        (b"Transfer-Encoding: chunked, identity",),
-        (b"Content-Length: 0",),
-    ):
-        answer = exchange(known, asked("/predictions/own", *headers, body=b"0\r\n\r\n" + hidden))
+    headers = (
+        b"Transfer-Encoding: chunked",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Content-Length: 0",
+    )
+    body = b"0\r\n\r\n" + hidden
+    for answer in exchange_all(known, [asked("/predictions/own", header, body=body) for header in headers]):
         assert ANSWER not in answer
         assert answer.count(b"HTTP/1.1 ") == 1
     assert ANSWER not in exchange(known, asked("/predictions/own", body=hidden))

@@ -54,7 +54,6 @@ def changed(at: int, value: int) -> bytes:
         GPU.report(measurements={1: bytes(65)}),
         bytes(70_000),
     ],
-    ids=str,
 )
 def test_report_structure(raw: bytes) -> None:
     """Another version, code, length, count, index or trailing byte is malformed."""

@@ -188,11 +188,10 @@ def test_an_explanation_is_alone(server: TorchServe) -> None:
     assert server.manage("POST", register).status_code == 200
     try:
         asked = [
-            ("inference", "POST", "/predictions/mixed"),
+            *[("inference", "POST", "/predictions/mixed")] * 4,
             ("inference", "POST", "/explanations/mixed"),
             ("inference", "POST", "/v1/models/mixed:explain"),
             ("inference", "POST", "/v2/models/mixed/explain"),
-            ("inference", "POST", "/predictions/mixed"),
             ("management", "GET", "/models/mixed?customized=true"),
         ] * 4
         with ThreadPoolExecutor(len(asked)) as pool:
