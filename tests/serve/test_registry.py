@@ -180,6 +180,42 @@ async def test_defaults_after_removal(tmp_path: Path) -> None:
 
 
 @runs
+async def test_a_new_version_while_the_old_one_finishes(tmp_path: Path) -> None:
+    """What is registered while the last version finishes its requests answers where no version is named."""
+    async with registry(tmp_path) as models:
+        await models.register(source("1"), CONFIG)
+        slow = asyncio.create_task(ask(models, None, b"2"))
+        await asyncio.sleep(0.1)
+        leaving = asyncio.create_task(models.unregister("m", timeout_s=10.0))
+        await asyncio.sleep(0)
+        await models.register(source("2"), CONFIG)
+        assert not leaving.done()
+        assert await ask(models) == "2"
+        assert await slow == "1"
+        await leaving
+        assert await ask(models) == "2"
+
+
+@runs
+async def test_registered_anew_while_it_finishes(tmp_path: Path) -> None:
+    """A version that was registered anew stays, and the old one still answers what it had."""
+    async with registry(tmp_path) as models:
+        await models.register(source("1"), CONFIG)
+        slow = asyncio.create_task(ask(models, None, b"2"))
+        await asyncio.sleep(0.1)
+        leaving = asyncio.create_task(models.unregister("m", timeout_s=1.0))
+        await asyncio.sleep(0)
+        fresh = await models.register(source("1", code=HANDLER.replace("{version}", "new")), CONFIG)
+        assert await ask(models) == "new"
+        assert await slow == "1"
+        await leaving
+        assert models.find("m") is fresh
+        assert await ask(models) == "new"
+        folders = [path for top in tmp_path.iterdir() for path in top.iterdir()]
+        assert len(folders) == 2  # nothing is left of the old one
+
+
+@runs
 async def test_no_model_without_its_digest(tmp_path: Path) -> None:
     """Where nothing is placed the digest is still waited for, and without one the model is refused."""
 

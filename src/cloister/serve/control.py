@@ -151,11 +151,13 @@ class ModelControl:
         except TimeoutError as error:
             raise CleaningTimedOut(f"Timed out while cleaning resources: {name}") from error
         self.gone = [a + b for a, b in zip(self.gone, model.supervisor.stats.by_class, strict=True)]
-        url = self._urls.pop((name, model.version), "")
-        if is_url(url):  # what was fetched for it goes with it
-            with contextlib.suppress(OSError):
-                (Path(self._settings.model_store) / model.url).unlink()
-        if not others:
+        left = [other.version for other in self.registry.versions(name)]
+        if model.version not in left:  # else it was registered anew meanwhile
+            url = self._urls.pop((name, model.version), "")
+            if is_url(url):  # what was fetched for it goes with it
+                with contextlib.suppress(OSError):
+                    (Path(self._settings.model_store) / model.url).unlink()
+        if not left:
             self._startup.discard(name)
         return Outcome(200, f'Model "{name}" unregistered')
 

@@ -158,7 +158,7 @@ class Registry:
             ModelFailed, WorkerLost: its workers could not be made ready.
         """
         name, version = key = source.name, source.version
-        if key in self._arriving or version in self._models.get(name, {}):
+        if self._is_taken(name, version):
             raise Conflict(f"Model version {version} is already registered for model {name}")
         self._arriving.add(key)
         try:
@@ -182,25 +182,20 @@ class Registry:
 
         Raises:
             ModelNotFound: there is none.
-            TimeoutError: its requests did not finish in time; it goes on as before.
+            TimeoutError: its requests did not finish in time; it goes on as before. Not where the version was
+                registered anew meanwhile: then they are waited for.
         """
         model = self.find(name, version)
-        versions = self._models[name]
-        del versions[model.version]
-        if not versions:
-            del self._models[name]
-        self.generation += 1
+        self._take_out(model)
         if not await model.supervisor.drain(timeout_s):
-            model.supervisor.resume()
-            self._models.setdefault(name, {})[model.version] = model
-            self._defaults.setdefault(name, model.version)
-            self.generation += 1
-            raise TimeoutError
-        if not self._models.get(name):
-            self._defaults.pop(name, None)
-        elif self._defaults.get(name) == model.version:
-            self._defaults[name] = next(reversed(self._models[name]))
-            self.generation += 1
+            if not self._is_taken(name, model.version):
+                model.supervisor.resume()
+                self._models.setdefault(name, {})[model.version] = model
+                self._defaults.setdefault(name, model.version)
+                self.generation += 1
+                raise TimeoutError
+            # Registered anew meanwhile, so there is no way back: what it still has may finish.
+            await model.supervisor.drain(self._settings.request_timeout_s)
         await self._remove(model, drain_s=0.0)
 
     def set_default(self, name: str, version: str) -> None:
@@ -222,6 +217,20 @@ class Registry:
             self._groups.close()
         self._models.clear()
         self._defaults.clear()
+        self.generation += 1
+
+    def _is_taken(self, name: str, version: str) -> bool:
+        """Whether this version is there, or on its way."""
+        return (name, version) in self._arriving or version in self._models.get(name, {})
+
+    def _take_out(self, model: Model) -> None:
+        """Let it be found no more; another version answers where none is named."""
+        versions = self._models[model.name]
+        del versions[model.version]
+        if not versions:
+            del self._models[model.name], self._defaults[model.name]
+        elif self._defaults[model.name] == model.version:
+            self._defaults[model.name] = next(reversed(versions))
         self.generation += 1
 
     async def _start(
