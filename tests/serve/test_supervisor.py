@@ -432,6 +432,21 @@ async def test_draining() -> None:
 
 
 @runs
+async def test_draining_without_workers() -> None:
+    """What still waits when the last worker was scaled away holds nobody up who removes the model."""
+    async with engine() as e:
+        asked = [e.submit("sleep", s=0.2) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        await e.supervisor.scale(0, 0, wait=True)
+        waiting = [answers for _, answers in asked if not answers]
+        assert waiting
+        started = time.monotonic()
+        assert await e.supervisor.drain(20.0)
+        assert time.monotonic() - started < 5
+        assert {answers[0].status for answers in waiting} == {503}
+
+
+@runs
 async def test_stopping_without_patience() -> None:
     """What is not answered when the time to drain is over is answered 503."""
     async with engine() as e:

@@ -249,6 +249,8 @@ class Supervisor:
     async def drain(self, timeout_s: float) -> bool:
         """Take nothing more, and wait for the answers of what is there; whether they all came."""
         self._stopping = True
+        if not self._seats and not self._pool.wanted and not self._remote_only:
+            self._give_up_waiting("the model has no worker")  # and gets none any more
         if self._busy():
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
