@@ -43,3 +43,16 @@ def test_worker_environment_is_a_list() -> None:
     assert clean["HOME"] == "/h"
     assert clean["OMP_NUM_THREADS"] == "4"
     assert not set(parent) - {"PATH"} & set(clean)
+
+
+def test_what_a_worker_may_have_besides() -> None:
+    """Variables of the chosen names pass, the home folder among them; Cloister's settings never."""
+    parent = {"HF_HOME": "/hub", "HOME": "/root", "OMP_NUM_THREADS": "1", "CLOISTER_X": "u", "AWS_X": "x"}
+    chosen = worker_environment(parent, home=Path("/h"), threads=4, passed="HF_.*")
+    assert (chosen["HF_HOME"], chosen["HOME"], chosen["OMP_NUM_THREADS"]) == ("/hub", "/h", "4")
+    assert "AWS_X" not in chosen
+    all_of_it = worker_environment(parent, home=Path("/h"), threads=4, passed=".*")
+    assert (all_of_it["HOME"], all_of_it["TMPDIR"], all_of_it["OMP_NUM_THREADS"]) == ("/root", "/h", "1")
+    assert all_of_it["MKL_NUM_THREADS"] == "4"
+    assert "AWS_X" in all_of_it
+    assert "CLOISTER_X" not in all_of_it

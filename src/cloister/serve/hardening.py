@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ UNMEASURED_INPUTS = (
 """Variables that change which code runs without changing any measurement."""
 
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_OWN = "CLOISTER_"
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -49,12 +51,24 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def worker_environment(environ: Mapping[str, str], *, home: Path, threads: int) -> dict[str, str]:
-    """The whole environment of a worker: a list of what may pass, never what is left of the parent's."""
+def worker_environment(
+    environ: Mapping[str, str], *, home: Path, threads: int, passed: str = ""
+) -> dict[str, str]:
+    """The whole environment of a worker: a list of what may pass, never what is left of the parent's.
+
+    Args:
+        home: its own folder. It is ``HOME`` too, unless the parent's is passed on.
+        threads: for numerical libraries; what is passed on goes before it. 0 says nothing of it.
+        passed: regular expression of names that pass besides. The server's own settings never do.
+    """
     clean = {name: environ[name] for name in _PASSED_ON if name in environ}
-    clean.update(HOME=str(home), TMPDIR=str(home), PYTHONDONTWRITEBYTECODE="1")
-    if threads > 0:
-        clean.update(dict.fromkeys(_THREAD_LIMITS, str(threads)))
+    for name, value in environ.items() if passed else ():
+        if re.fullmatch(passed, name) and not name.startswith(_OWN):
+            clean[name] = value
+    clean.setdefault("HOME", str(home))
+    clean.update(TMPDIR=str(home), PYTHONDONTWRITEBYTECODE="1")
+    for name in _THREAD_LIMITS if threads > 0 else ():
+        clean.setdefault(name, str(threads))
     return clean
 
 

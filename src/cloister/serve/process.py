@@ -72,6 +72,8 @@ class WorkerSpec:
     sandbox: SandboxPlan = NO_SANDBOX
     groups: WorkerGroups | None = None
     """Where each gets a control group of its own, if there can be any."""
+    environment: str = ""
+    """Regular expression of the variables that each gets of the server's, besides a short list; open mode."""
 
 
 class WorkerProcess(asyncio.Protocol):
@@ -315,10 +317,17 @@ def describe_fault(fault: Fault, *, show_text: bool) -> str:
 def _spawn(
     spec: WorkerSpec, folder: Path, connection: socket.socket, *, threads: int
 ) -> subprocess.Popen[bytes]:
-    """Start the interpreter, isolated from environment and user packages, in its own process group."""
+    """Start the interpreter in its own process group, isolated from user packages and the environment.
+
+    What is passed on of the environment holds for the interpreter too: ``PYTHONPATH`` among it.
+    """
     parent = Path(cloister.__file__).resolve().parents[1]
     output: Any = subprocess.DEVNULL if spec.protected else None
-    command = [sys.executable, "-I", "-B", "-c", _BOOTSTRAP, str(parent)]
+    passed = "" if spec.protected else spec.environment
+    command = [sys.executable, "-P" if passed else "-I", "-B", "-c", _BOOTSTRAP, str(parent)]
+    environment = worker_environment(os.environ, home=folder, threads=threads, passed=passed)
+    if spec.sandbox.level != "off":
+        environment["HOME"] = str(folder)  # the server's is not there to be read
     try:
         return subprocess.Popen(
             [*command, "--fd", str(connection.fileno()), "--parent", str(os.getpid())],
@@ -326,7 +335,7 @@ def _spawn(
             stdout=output,
             stderr=output,
             cwd=folder,
-            env=worker_environment(os.environ, home=folder, threads=threads),
+            env=environment,
             pass_fds=(connection.fileno(),),
             start_new_session=True,
             umask=0o077,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from cloister.errors import ConfigError
 from cloister.serve.groups import WorkerGroups
 from cloister.serve.model_config import ModelConfig
 from cloister.serve.process import WorkerSpec
@@ -25,7 +27,7 @@ def worker_spec(
     """The same for a worker beside its frontend and for one on a host of its own.
 
     Raises:
-        ConfigError: the settings name a file of metrics that cannot be used.
+        ConfigError: the settings name a file of metrics, or an environment, that cannot be used.
     """
     return WorkerSpec(
         name=name,
@@ -39,4 +41,16 @@ def worker_spec(
         metrics=read_model_metrics(Path(settings.metrics_config)) if settings.metrics_config else (),
         sandbox=plan_for(settings),
         groups=groups,
+        environment=_environment_of(settings),
     )
+
+
+def _environment_of(settings: ServeSettings) -> str:
+    pattern = settings.worker_environment
+    if pattern and settings.mode == "protected":
+        raise ConfigError("serve.worker_environment is for open mode: what it passes on is not measured")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"serve.worker_environment is no regular expression: {error}") from error
+    return pattern

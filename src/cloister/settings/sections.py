@@ -163,6 +163,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     group, has; 0 means any amount."""
     worker_scratch_mb: int = 1024
     """Most that a worker in the sandbox may write into its own folder, in MiB; 0 means any amount."""
+    worker_environment: str = ""
+    """Open mode: regular expression of the variables of the server's environment that workers get besides
+    PATH and its like, ``HF_.*|AWS_.*``; never those of Cloister's settings. Empty means no others."""
     access_policy: str = ""
     """Cedar file that says who may call what; read again when it changes. Empty lets everybody in in open
     mode, and nobody in protected mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,23 @@ def test_defaults(tmp_path: Path) -> None:
     assert (settings.grpc_port, settings.grpc_management_port) == (7070, 7071)
     assert (settings.token_auth, settings.model_api, settings.allowed_urls) == (True, False, ())
     assert (settings.default_workers, settings.startup_workers) == (0, os.cpu_count())
+
+
+def test_environment_of_workers(tmp_path: Path) -> None:
+    """Workers get all of the environment but for what is withheld, which has to be an expression."""
+
+    def passes(pattern: str, name: str) -> bool:
+        return re.fullmatch(pattern, name) is not None
+
+    plain = settings_of(tmp_path)["serve.worker_environment"]
+    assert passes(plain, "HOME")
+    assert passes(plain, "TS_KEYSTORE_PASSWORD")
+    assert not passes(plain, "TS_KEYSTORE_PASS")
+    some = settings_of(tmp_path, "blacklist_env_vars=AWS_.*|SECRET")["serve.worker_environment"]
+    assert passes(some, "SECRETS")
+    assert not any(passes(some, name) for name in ("AWS_X", "SECRET", "TS_KEYSTORE_PASS"))
+    with pytest.raises(ConfigError, match="blacklist_env_vars"):
+        settings_of(tmp_path, "blacklist_env_vars=(")
 
 
 def test_every_setting_has_its_place(tmp_path: Path) -> None:

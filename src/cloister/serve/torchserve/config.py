@@ -36,6 +36,7 @@ DEFAULT_ADDRESSES = {
     "metrics_address": "http://127.0.0.1:8082",
 }
 MAX_INT = (1 << 31) - 1
+_KEYSTORE_PASSWORD = "TS_KEYSTORE_PASS"  # noqa: S105 (a variable's name)
 _REFERENCE = re.compile(r"\$\$([^$]+[^$])\$\$")
 
 
@@ -102,6 +103,7 @@ def serve_settings(configuration: Configuration) -> dict[str, Any]:
         "cors_headers": keys.text("cors_allowed_headers"),
         "system_metrics": not keys.flag("disable_system_metrics"),
         "skip_broken_models": True,
+        "worker_environment": _passed_on(keys.text("blacklist_env_vars")),
     }
     for name, default in DEFAULT_ADDRESSES.items():
         flags[name] = keys.text(name) or default
@@ -213,6 +215,16 @@ def _check_models(text: str) -> str:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ConfigError(f"models: {str(error)[:120]}", hint='{"name": {"version": {...}}}') from error
     return msgspec.json.encode(document).decode()
+
+
+def _passed_on(withheld: str) -> str:
+    """TorchServe's workers have the whole environment but for this."""
+    try:
+        re.compile(withheld)
+    except re.error as error:
+        raise ConfigError(f"blacklist_env_vars={withheld[:40]} is no regular expression: {error}") from error
+    without = "|".join(filter(None, (withheld, _KEYSTORE_PASSWORD)))
+    return f"(?!(?:{without})$).*"
 
 
 def _tls(keys: _Keys, flags: Mapping[str, Any]) -> dict[str, str]:

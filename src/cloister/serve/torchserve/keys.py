@@ -10,6 +10,7 @@ from types import MappingProxyType
 USED = frozenset(
     (
         "allowed_urls",
+        "blacklist_env_vars",
         "certificate_file",
         "cors_allowed_headers",
         "cors_allowed_methods",
@@ -64,7 +65,6 @@ IGNORED = MappingProxyType(
         "prefer_direct_buffer": _JAVA,
         "use_native_io": _JAVA,
         "vmargs": _JAVA,
-        "blacklist_env_vars": "workers see no variable of the server's environment but a short fixed list",
         "cpp_log_config": "there is no C++ backend",
         "cpu_launcher_args": "workers are pinned by serve.layout",
         "cpu_launcher_enable": "workers are pinned by serve.layout",
