@@ -172,14 +172,22 @@ def test_routes_of_predictions(server: TorchServe, method: str, path: str) -> No
 def test_what_a_handler_is_told(server: TorchServe) -> None:
     """A handler sees that it is to explain, and what follows the version; a caller cannot pretend either."""
     plain = server.predict("/predictions/show", content=b"x", headers={"x-mine": "1"}).json()
-    assert plain == {"explain": None, "url_path": None, "x-mine": "1", "fields": ["body"]}
+    assert plain == {"explain": "False", "url_path": "", "x-mine": "1", "fields": ["body"]}
     assert server.predict("/explanations/show", content=b"x").json()["explain"] == "True"
     assert server.predict("/predictions/show/1.0/a/b", content=b"x").json()["url_path"] == "a/b"
+    assert server.predict("/predictions/show/1.0/", content=b"x").json()["url_path"] == ""
     for path in ("/predictions/show/1.0/a", "/predictions/show", "/v1/models/show:predict"):
         pretended = server.predict(path, content=b"x", headers={"explain": "True", "describe": "True"})
-        assert pretended.json()["explain"] is None
+        assert pretended.json()["explain"] == "False"
     fields = server.ask("inference", "GET", "/show/predict?data=test&other=1").json()["fields"]
     assert {"data", "other"} <= set(fields)
+
+
+def test_a_head_is_a_prediction_without_its_answer(server: TorchServe) -> None:
+    """HEAD asks the model, as GET does, and gets the headers of the answer."""
+    answer = server.ask("inference", "HEAD", "/predictions/noop")
+    assert (answer.status_code, answer.headers["content-length"], answer.content) == (200, "2", b"")
+    assert server.ask("inference", "HEAD", "/predictions/Nothing").status_code == 404
 
 
 def test_an_explanation_is_alone(server: TorchServe) -> None:

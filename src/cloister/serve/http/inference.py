@@ -18,7 +18,7 @@ from cloister.serve.refusals import BadRequest, MethodRefused, NotSupported, Res
 from cloister.serve.supervisor import Supervisor
 
 _EXPLAIN = (b"explain", b"True")
-METHODS = frozenset(("GET", "POST", "PUT", "DELETE", "PATCH"))
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH"))
 """Each of them is a prediction for TorchServe."""
 _SET_HERE = frozenset((b"explain", b"url_path", b"describe"))
 """Headers by which the frontend speaks to handlers: a caller's own are taken away."""

@@ -11,6 +11,9 @@ from typing import Any
 
 from cloister.serve.torchserve.metrics import MetricsCache
 
+_UNSAID = {"explain": "False", "url_path": ""}
+"""What TorchServe's frontend tells a handler where its caller asked for no explanation, or named no path."""
+
 
 class RequestProcessor:
     """Headers of one request, and status and headers of its answer."""
@@ -24,7 +27,10 @@ class RequestProcessor:
     def get_request_property(self, key: str) -> Any:
         """One request header; its name may be given in any case."""
         found = self._request_header.get(key)
-        return self._request_header.get(key.lower()) if found is None else found
+        if found is None:
+            lower = key.lower()
+            found = self._request_header.get(lower, _UNSAID.get(lower))
+        return found
 
     def get_request_properties(self) -> Mapping[str, Any]:
         return self._request_header
