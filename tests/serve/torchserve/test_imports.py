@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloister.serve import torchserve
+from cloister.serve.torchserve.context import Context, RequestProcessor
 from tests.serve.handlers import import_state
 
 
@@ -44,8 +45,11 @@ def test_every_path(name: str) -> None:
         ("ts.metrics.metrics_store", "MetricsStore"),
         ("ts.metrics.metric_cache_yaml_impl", "MetricsCacheYamlImpl"),
         ("ts.metrics.unit", "Units"),
-        ("ts.service", "emit_metrics PREDICTION_METRIC"),
-        ("ts.torch_handler.base_handler", "BaseHandler"),
+        ("ts.service", "emit_metrics PREDICTION_METRIC PredictionException"),
+        (
+            "ts.torch_handler.base_handler",
+            "BaseHandler XLA_AVAILABLE IPEX_AVAILABLE ONNX_AVAILABLE PT2_AVAILABLE PROFILER_AVAILABLE",
+        ),
         ("ts.torch_handler.contractions", "CONTRACTION_MAP"),
         (
             "ts.utils.util",
@@ -60,6 +64,14 @@ def test_names(module: str, names: str) -> None:
     torchserve.install()
     found = importlib.import_module(module)
     assert [name for name in names.split() if not hasattr(found, name)] == []
+
+
+def test_inner_names_of_the_context() -> None:
+    """What public handlers take from a context by its inner names is the same as by the others."""
+    context = Context("m", "/m", None, 1, None, "0.12.0")
+    assert context._system_properties is context.system_properties
+    context.request_processor = [RequestProcessor({})]
+    assert context._request_processor is context.request_processor
 
 
 def test_unknown_paths_say_why() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import importlib.util
 import logging
 import time
 from collections.abc import Mapping
@@ -30,6 +31,10 @@ except ImportError as _error:
     ) from _error
 
 logger = logging.getLogger(__name__)
+# What handlers that were made from TorchServe's import beside the class.
+PT2_AVAILABLE = PT230_AVAILABLE = PROFILER_AVAILABLE = True
+XLA_AVAILABLE = IPEX_AVAILABLE = False
+ONNX_AVAILABLE = importlib.util.find_spec("onnxruntime") is not None
 
 
 class BaseHandler(abc.ABC):  # noqa: B024 (TorchServe's class is abstract without abstract methods)

@@ -81,6 +81,7 @@ class Context:
             "server_version": mms_version,
             "limit_max_image_pixels": limit_max_image_pixels,
         }
+        self._system_properties = self.system_properties  # handlers take it by this name too
         self.metrics = MetricsCache(model_name=model_name) if metrics is None else metrics
         self.request_ids: dict[int, str] | None = None
         self.request_processor: Sequence[RequestProcessor] = ()
@@ -93,6 +94,11 @@ class Context:
             "TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start"
         )
         self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
+
+    @property
+    def _request_processor(self) -> Sequence[RequestProcessor]:
+        """Under the name that TorchServe's own has inside, which some handlers use."""
+        return self.request_processor
 
     def get_request_id(self, idx: int = 0) -> str | None:
         return None if self.request_ids is None else self.request_ids.get(idx)

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from cloister.serve.torchserve.util import PredictionException
+
+__all__ = ["PREDICTION_METRIC", "PredictionException", "emit_metrics"]
 PREDICTION_METRIC = "PredictionTime"
 logger = logging.getLogger("ts.service")
 
