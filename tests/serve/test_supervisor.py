@@ -148,6 +148,48 @@ async def test_killed_under_load() -> None:
 
 
 @runs
+async def test_killed_while_it_loads() -> None:
+    """Requests that wait for a worker which is killed while it loads are answered by the next one."""
+    source = """
+import os
+
+with open("loads", "a") as file:
+    file.write("x")
+if os.path.getsize("loads") == 2:
+    os.kill(os.getpid(), 9)
+
+def handle(data, context):
+    return data and ["ok"] * len(data)
+"""
+    async with engine(source) as e:
+        os.kill(e.supervisor.pid, signal.SIGKILL)
+        answers = await asyncio.gather(*(e.supervisor.ask([], b"", b"x") for _ in range(4)))
+        assert {bytes(answer.body) for answer in answers} == {b"ok"}
+
+
+@runs
+async def test_a_worker_that_never_loads_again() -> None:
+    """Who waits for a worker that ends each time before it is ready is told so after a few attempts."""
+    source = """
+import os
+
+with open("loads", "a") as file:
+    file.write("x")
+if os.path.getsize("loads") > 1:
+    os._exit(9)
+
+def handle(data, context):
+    return data and ["ok"] * len(data)
+"""
+    async with engine(source) as e:
+        os.kill(e.supervisor.pid, signal.SIGKILL)
+        answer = await e.supervisor.ask([], b"", b"x")
+        assert answer.status == 503
+        assert answer.fault is not None
+        assert answer.fault.reason == "no worker could be started"
+
+
+@runs
 async def test_what_kills_workers_is_found() -> None:
     """A request that kills each worker is answered 507 after three; those beside it are answered."""
     async with engine(batch_size=8) as e:

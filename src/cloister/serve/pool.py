@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from cloister.engines.schema import ModelSchema
-from cloister.errors import CloisterError, WorkerLost
+from cloister.errors import CloisterError, ModelFailed, WorkerLost
 from cloister.serve.log import log
 from cloister.serve.memory_watch import available_bytes
 from cloister.serve.model_config import ModelConfig
@@ -22,6 +22,8 @@ from cloister.serve.tmpfs import PrivateFolder, remove_folder
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 30.0
+PATIENCE = 2
+"""So many workers in a row may end before they are ready, and those who wait are not told yet."""
 STEADY_S = 5.0
 """A worker that died after less than this is not replaced at once."""
 MEMORY_MARGIN = 1.3
@@ -298,7 +300,9 @@ class Pool:
         self._failed = error if isinstance(error, CloisterError) else WorkerLost("no worker could be started")
         self._notify()
         self._failed = None
-        if not self.seats and not self._starting:
+        # A process that was killed while it loaded says nothing of the next one; a handler that raises does.
+        lasting = isinstance(error, ModelFailed) or self._failures > PATIENCE
+        if lasting and not self.seats and not self._starting:
             self._on_hopeless("no worker could be started")
         self.reconcile()
 
