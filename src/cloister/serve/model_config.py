@@ -192,6 +192,8 @@ def _read(document: Mapping[Any, Any], readers: Mapping[str, Reader], *, where: 
         level = _whole(1, MAX_WORKERS)(torchrun.get("nproc-per-node"))
         if level is not None:
             found["parallel_level"] = level
+    if found.keys() & {"parallel_type", "parallel_level"}:
+        log.warning("model configuration: parallelType and torchrun have no effect: a worker is one process")
     return found
 
 

@@ -310,7 +310,7 @@ def _identified(manifest: Manifest, path: Path) -> Manifest:
         stem = stem.removesuffix(suffix)
     name, version = manifest.model.model_name or stem, manifest.model.model_version or "1.0"
     if not is_model_name(name) or not is_model_name(version):
-        raise MalformedInput("its manifest has a name or version that no model can have")
+        raise MalformedInput("no model can have this name or version: letters, digits, . _ and - are allowed")
     model = msgspec.structs.replace(manifest.model, model_name=name, model_version=version)
     return msgspec.structs.replace(manifest, model=model)
 

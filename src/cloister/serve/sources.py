@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from cloister.errors import ConfigError
 from cloister.serve.manifest import Manifest
 
-# TorchServe accepts the same model names.
+# The names that torch-model-archiver accepts.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
 
