@@ -108,20 +108,30 @@ def test_help(tmp_path: Path) -> None:
     assert "--no-config-snapshots" in result.stdout
 
 
-def test_a_broken_model_is_left_out(tmp_path: Path) -> None:
-    """As with TorchServe, one model that cannot be loaded does not keep the others from being served."""
+def test_a_broken_model_is_tried_again(tmp_path: Path) -> None:
+    """One model that cannot be loaded keeps no other from being served, and is tried again and again."""
     port = configure(tmp_path, disable_token_authorization="true")
-    shutil.move(pack(tmp_path, "broken", "import nothing_here"), tmp_path / "store" / "broken.mar")
+    source = f"import pathlib\nassert pathlib.Path({str(tmp_path)!r}, 'mended').exists()\n{NOOP}"
+    shutil.move(pack(tmp_path, "broken", source), tmp_path / "store" / "broken.mar")
     (tmp_path / "store" / "text.mar").write_text("no archive")
     started = run(tmp_path, "--start", "--model-store", "store", "--models", "all")
     try:
         assert started.returncode == 0, started.stderr
         answer = httpx.post(f"http://127.0.0.1:{port}/predictions/noop", content=b"x", timeout=30)
         assert answer.text == "OK"
+        assert httpx.get(f"http://127.0.0.1:{port}/ping", timeout=30).status_code == 500
+        (tmp_path / "mended").touch()
+        until = time.monotonic() + 60
+        while (
+            httpx.post(f"http://127.0.0.1:{port}/predictions/broken", content=b"x", timeout=60).text != "OK"
+        ):
+            assert time.monotonic() < until
+        assert httpx.get(f"http://127.0.0.1:{port}/ping", timeout=30).status_code == 200
     finally:
         run(tmp_path, "--stop")
     log = (tmp_path / "logs" / "ts_log.log").read_text()
-    assert log.count("model not loaded") == 2
+    assert log.count("model not loaded") == 1
+    assert log.count("model has no worker yet") == 1
 
 
 def test_another_process_is_never_stopped(tmp_path: Path) -> None:

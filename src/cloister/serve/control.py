@@ -120,20 +120,28 @@ class ModelControl:
             )
         return Outcome(200, f'Model "{name}" Version: {version} registered with {workers} initial workers')
 
-    async def load(self, source: ModelSource, *, workers: int, url: str = "") -> Model:
+    async def load(
+        self, source: ModelSource, *, workers: int, url: str = "", in_background: bool = False
+    ) -> Model:
         """Register a model that the server starts with.
 
+        Args:
+            in_background: do not wait for its workers; those that fail are tried again.
         Raises:
             CloisterError: it cannot be served.
         """
         config = self._config_of(source, {}, workers=workers, startup=True)
         try:
-            model = await self.registry.register(source, config)
+            model = await self.registry.register(
+                source, _without_workers(config) if in_background else config
+            )
         except BaseException:
             source.close()
             raise
         self._note(model, url)
         self._startup.add(model.name)
+        if in_background:
+            self._in_background(self._scale(model, config.min_workers, config.max_workers))
         return model
 
     async def unregister(self, name: str, version: str | None) -> Outcome:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloister.errors import CloisterError, ConfigError
+from cloister.errors import CloisterError, ConfigError, ModelFailed, WorkerLost
 from cloister.serve.control import ModelControl
 from cloister.serve.log import log
 from cloister.serve.registry import Model
@@ -39,13 +39,17 @@ async def load_archives(
 
     They are loaded side by side, and defaults are chosen as if they had come one after the other.
 
+    Args:
+        skip_broken: go on without archives that are none, and with models whose workers fail, which are tried
+            again until they do not.
     Raises:
         CloisterError: one of them cannot be served, unless broken ones are to be skipped.
     """
     if [entry.lower() for entry in entries] == ["all"]:
         entries = list_archives(folder)
     results = await asyncio.gather(
-        *(_load_archive(control, entry, workers) for entry in entries), return_exceptions=True
+        *(_load_archive(control, entry, workers, skip_broken=skip_broken) for entry in entries),
+        return_exceptions=True,
     )
     chosen: set[str] = set()
     for entry, result in zip(entries, results, strict=True):
@@ -74,9 +78,17 @@ def list_archives(folder: Path) -> list[str]:
     ]
 
 
-async def _load_archive(control: ModelControl, entry: str, workers: int) -> Model:
+async def _load_archive(control: ModelControl, entry: str, workers: int, *, skip_broken: bool) -> Model:
     name, equals, url = entry.partition("=")
     if not equals:
         name, url = "", entry
-    source = await control.resolve(url, {"model_name": name} if name else {})
-    return await control.load(source, workers=workers, url=url)
+    parameters = {"model_name": name} if name else {}
+    source = await control.resolve(url, parameters)
+    try:
+        return await control.load(source, workers=workers, url=url)
+    except (ModelFailed, WorkerLost) as error:
+        if not skip_broken:
+            raise
+        log.warning("model has no worker yet", model=entry[:128], reason=error.message)
+    source = await control.resolve(source.url, parameters)  # what was at a URL is in the store by now
+    return await control.load(source, workers=workers, url=url, in_background=True)

@@ -111,7 +111,8 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     default_workers: int = 0
     """Workers of a model that the management API registers without saying how many."""
     skip_broken_models: bool = False
-    """Start without the models that cannot be loaded, with a warning for each."""
+    """Start though models cannot be loaded, with a warning for each: without archives that are none, and with
+    models whose workers fail, which are tried again."""
     unregister_timeout_s: float = 120.0
     """Longest wait for the requests of a model that is being unregistered."""
     cors_origin: str = ""
