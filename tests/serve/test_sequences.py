@@ -11,6 +11,7 @@ import pytest
 
 from cloister.errors import Overloaded
 from cloister.serve.jobs import Answer, Job
+from cloister.serve.scaling import Autoscaler
 from tests.serve.engine import Engine, engine, value
 from tests.serve.test_supervisor import runs
 
@@ -85,6 +86,25 @@ async def test_a_dead_worker_ends_its_sequences() -> None:
         os.kill(e.supervisor.pid, signal.SIGKILL)
         assert [(await task).status for task in asked] == [507, 507]
         assert value(await ask(e, "a", 4))["seen"] == [4]
+
+
+@runs
+async def test_no_worker_goes_while_sequences_are_open() -> None:
+    """A worker that calm times do not need stays until the last sequence has ended: it knows some of them."""
+    scaler = Autoscaler(up_hold_s=0.3, down_hold_s=0.5)
+    async with engine(
+        HANDLER, stateful=True, max_workers=2, max_sequences=8, max_sequence_queue=50, autoscaler=scaler
+    ) as e:
+        asked = [asyncio.create_task(ask(e, name, n, 0.1)) for n in range(6) for name in "abc"]
+        await e.until(lambda: len(e.pids) == 2)
+        await asyncio.gather(*asked)
+        await ask(e, "d", 0)
+        await asyncio.sleep(2.0)
+        assert len(e.pids) == 2
+        for name in "abcd":
+            answer = await ask(e, name, 6, ts_request_sequence_end="true")
+            assert value(answer)["seen"] == ([0, 6] if name == "d" else list(range(7)))
+        await e.until(lambda: len(e.pids) == 1)
 
 
 @runs

@@ -456,6 +456,8 @@ class Supervisor:
         )
         if wanted > pool.wanted and not pool.has_memory():
             return
+        if wanted < pool.wanted and self._sequences:
+            return  # what a worker remembers of a sequence would go with it
         if wanted != pool.wanted and not self._stopping:
             pool.wanted = wanted
             pool.reconcile()
