@@ -137,6 +137,16 @@ async def test_an_end_makes_room() -> None:
 
 
 @runs
+async def test_a_description_is_no_sequence() -> None:
+    """Who asks what a model is leaves no sequence open, which others would have no place beside."""
+    described = HANDLER.replace('item["body"].get("s", 0)', "0").replace('item["body"]["n"]', "0")
+    async with engine(described, stateful=True, max_sequences=1, sequence_max_idle_ms=60_000) as e:
+        for _ in range(3):
+            assert (await e.supervisor.describe()).status == 200
+        assert (await ask(e, "a", 1)).status == 200
+
+
+@runs
 async def test_callers_that_leave_hold_nothing_up() -> None:
     """A request that is given up, computed or waiting, lets the next one of its sequence go."""
     async with engine(HANDLER, stateful=True, max_sequence_queue=9) as e:

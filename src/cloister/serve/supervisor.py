@@ -38,7 +38,7 @@ from cloister.serve.queue import JobQueue
 from cloister.serve.scaling import Autoscaler
 from cloister.serve.seat import Seat, Worker, WorkerView
 from cloister.serve.sequences import LOST as SEQUENCE_LOST
-from cloister.serve.sequences import Sequences
+from cloister.serve.sequences import SEQUENCE_END, Sequences
 from cloister.serve.stats import ModelStats
 from cloister.serve.tmpfs import PrivateFolder
 
@@ -222,7 +222,8 @@ class Supervisor:
 
     async def describe(self) -> Answer:
         """What the handler says of itself (TorchServe's ``customized=true``)."""
-        return await self.ask(_DESCRIBE, b"", b"", alone=True)
+        once = [] if self._sequences is None else [(SEQUENCE_END, b"true")]  # it begins no sequence
+        return await self.ask([*_DESCRIBE, *once], b"", b"", alone=True)
 
     async def scale(self, min_workers: int, max_workers: int, *, wait: bool = True) -> None:
         """Change how many workers there are.
