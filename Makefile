@@ -85,7 +85,7 @@ $(VENV)/.outside: $(BIN)/python
 
 # Files of tests are shared out to so many processes.
 TEST_PROCESSES ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 test: $(VENV)/.dev $(VENV)/.system $(VENV)/.newman $(VENV)/.outside
 	$(PYTEST)
 
