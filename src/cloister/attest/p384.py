@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
@@ -24,21 +24,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from cloister.attest.der import check_signature_form
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, StaleEvidence, UntrustedRoot
 
 Extension = TypeVar("Extension", bound=x509.ExtensionType)
 SIGNATURE_BYTES = 96
 MAX_CERTIFICATES = 8
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    Warning,  # where the interpreter turns warnings into errors
-)
-"""What ``cryptography`` raises for a certificate that it cannot read; they have no common root."""
 # Not extended key usage: who may sign OCSP responses, say, may not sign evidence or manifests.
 _UNDERSTOOD = {ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE}
 

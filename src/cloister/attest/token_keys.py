@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
-from cloister.attest.dcap.chain import UNREADABLE
 from cloister.attest.dcap.roots import is_issued_by
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError, EndorsementMismatch, MalformedInput, StaleEvidence, UntrustedRoot
 
 TokenKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -75,7 +75,7 @@ class EarTrust:
             roots = tuple(x509.load_pem_x509_certificates(roots_pem)) if roots_pem else ()
         except MalformedInput as error:
             raise ConfigError(f"trusted JWK set: {error.message}") from error
-        except ValueError as error:
+        except UNREADABLE as error:
             raise ConfigError("trusted roots are not PEM certificates") from error
         return cls(keys=tuple(keys), jwks=found, roots=roots)
 

@@ -77,9 +77,11 @@ def trusted_roots(simulated_root: Path | None) -> Sequence[x509.Certificate] | N
         return None
     from cryptography import x509
 
+    from cloister.crypto.certificates import UNREADABLE
+
     try:
         return x509.load_pem_x509_certificates(simulated_root.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"cannot read the simulated root {simulated_root}: {error}") from error
 
 

@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import MAX_BUNDLE_BYTES, VerifiedService, verify_bundle
 from cloister.client.deadline import Deadline
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BindingMismatch, ConfigError, MalformedInput, TransportError
 from cloister.ohttp.capsule import KeyConfig
 
@@ -269,7 +270,7 @@ def _peer_certificate(response: httpx.Response) -> bytes:
 def _check_tls_key(certificate: bytes, attested_spki: bytes) -> None:
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise MalformedInput("the server's TLS certificate cannot be read") from error
     if key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo) != attested_spki:
         raise BindingMismatch(

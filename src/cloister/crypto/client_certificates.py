@@ -14,6 +14,7 @@ from datetime import datetime
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import MalformedInput, StaleEvidence
 
 NAMES = ("uri", "email", "dns", "subject", "fingerprint")
@@ -60,7 +61,7 @@ def read_client_certificate(der: bytes) -> ClientCertificate:
         certificate = x509.load_der_x509_certificate(der)
         names = tuple(_names(certificate))
         return ClientCertificate(names, certificate.not_valid_before_utc, certificate.not_valid_after_utc)
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+    except UNREADABLE as error:
         raise MalformedInput("the client certificate cannot be read") from error
 
 

@@ -25,6 +25,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from cloister.crypto.certificates import UNREADABLE
 from cloister.crypto.client_certificates import NAMES, read_client_certificate
 from cloister.errors import ConfigError, PolicyDenied
 from cloister.kbs.admin import ROLES, Permission, check_admin_token
@@ -118,7 +119,7 @@ def open_administrators(settings: KeysSettings, token_key: ed25519.Ed25519Public
         return Administrators(token_key)
     try:
         x509.load_pem_x509_certificates(Path(settings.admin_ca).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"cannot read certificates from {settings.admin_ca}") from error
     source = ReloadedFile(Path(settings.admin_roles), read_roles)
     source.get()

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError
 from cloister.kbs.owner_files import write_new
 
@@ -31,7 +32,7 @@ def ensure_certificate(path: Path, key: ec.EllipticCurvePrivateKey, host: str, n
         write_new(path, certificate.public_bytes(Encoding.PEM), mode=0o644)
     try:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"{path} does not hold a certificate") from error
     hint = f"delete {path} to have a new one made, and give it to the clients"
     if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:

@@ -12,6 +12,7 @@ from cryptography import x509
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.model import Endorsements
 from cloister.attest.verifier import SCHEMES, parse_endorsements
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError
 from cloister.kbs.reload import ReloadedFile
 
@@ -56,7 +57,7 @@ def read_simulated_root(file: str) -> x509.Certificate | None:
         return None
     try:
         return x509.load_pem_x509_certificate(Path(file).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"cannot read a certificate from {file}") from error
 
 

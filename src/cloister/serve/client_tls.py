@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError
 from cloister.serve.tls import TlsKeys
 from cloister.settings import ServeSettings
@@ -37,7 +38,7 @@ def _read_once(path: str) -> bytes:
     try:
         pem = Path(path).read_bytes()
         found = x509.load_pem_x509_certificates(pem)
-    except (OSError, ValueError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise ConfigError(f"cannot read certificates from {path}") from error
     if not all(map(_is_authority, found)):
         raise ConfigError(f"{path} holds a certificate that may not sign others")

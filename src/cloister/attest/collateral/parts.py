@@ -9,12 +9,13 @@ from functools import lru_cache
 
 from cryptography import x509
 
-from cloister.attest.dcap.chain import UNREADABLE, common_name
+from cloister.attest.dcap.chain import common_name
 from cloister.attest.dcap.endorsements import DcapEndorsements, parse_signed_json, validity
 from cloister.attest.model import Endorsements
 from cloister.attest.snp.certificate import load_certificate
 from cloister.attest.snp.endorsements import SnpEndorsements
 from cloister.attest.snp.extensions import parse_extensions
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import MalformedInput
 
 _AMD_CERTIFICATES = ("vcek", "vlek", "ask", "asvk", "ark")

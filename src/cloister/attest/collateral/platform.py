@@ -22,7 +22,7 @@ from cryptography import x509
 from cloister.attest.azure.evidence import parse_azure_evidence
 from cloister.attest.azure.hcl import parse_hcl_report
 from cloister.attest.azure.tdx import cut_quote
-from cloister.attest.dcap.chain import MAX_CHAIN_BYTES, PCK_CA_NAMES, UNREADABLE, common_name
+from cloister.attest.dcap.chain import MAX_CHAIN_BYTES, PCK_CA_NAMES, common_name
 from cloister.attest.dcap.pck import parse_pck_extension
 from cloister.attest.dcap.quote import TEE_TYPE_SGX, Quote, parse_quote
 from cloister.attest.snp.endorsements import SnpEndorsements
@@ -30,6 +30,7 @@ from cloister.attest.snp.kds import products_of
 from cloister.attest.snp.report import REPORT_BYTES, Report, parse_report
 from cloister.attest.snp.table import split_evidence
 from cloister.attest.verifier import find_scheme
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError, MalformedInput
 
 Ca = Literal["platform", "processor"]

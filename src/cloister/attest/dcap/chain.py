@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
@@ -30,22 +29,13 @@ from cryptography.x509.oid import NameOID
 from cloister.attest.dcap.pck import PckExtension, has_sgx_extension, parse_pck_extension
 from cloister.attest.dcap.roots import find_root, is_issued_by, spki
 from cloister.attest.der import check_signature_form
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, UntrustedRoot
 
 PCK_NAME = "Intel SGX PCK Certificate"
 PCK_CA_NAMES = ("Intel SGX PCK Platform CA", "Intel SGX PCK Processor CA")
 TCB_SIGNING_NAME = "Intel SGX TCB Signing"
 MAX_CHAIN_BYTES = 32 * 1024
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    Warning,  # where the interpreter turns warnings into errors
-)
-"""What ``cryptography`` raises for a certificate or CRL that it cannot read; they have no common root."""
 
 
 @dataclass(frozen=True, slots=True)

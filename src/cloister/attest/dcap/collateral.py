@@ -18,11 +18,12 @@ from typing import Any
 import dcap_qvl  # type: ignore[import-untyped]
 from cryptography import x509
 
-from cloister.attest.dcap.chain import UNREADABLE, common_name, open_crl_issuer_chain, open_tcb_signing_chain
+from cloister.attest.dcap.chain import common_name, open_crl_issuer_chain, open_tcb_signing_chain
 from cloister.attest.dcap.ecdsa import key_of, verify_raw
 from cloister.attest.dcap.endorsements import DcapEndorsements, parse_signed_json, validity
 from cloister.attest.dcap.roots import spki
 from cloister.attest.der import check_signature_form
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, Revoked, StaleEvidence
 
 TCB_INFO_VERSION = 3

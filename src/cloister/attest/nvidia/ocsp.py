@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from cloister.attest.p384 import UNREADABLE, Chain, check_dates, common_name, is_issued_by, key_of
+from cloister.attest.p384 import Chain, check_dates, common_name, is_issued_by, key_of
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, MalformedInput, Revoked, StaleEvidence
 
 MAX_RESPONDER_CERTIFICATES = 4

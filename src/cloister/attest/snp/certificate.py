@@ -13,27 +13,18 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from cloister.attest.der import EXPLICIT_0, INTEGER, SEQUENCE, check_signature_form, element
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, MalformedInput
 
 MAX_CERTIFICATE_BYTES = 16 * 1024
 SALT_BYTES = 48
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    Warning,  # where the interpreter turns warnings into errors
-)
-"""What ``cryptography`` raises for a certificate or CRL that it cannot read; they have no common root."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,6 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from cloister.attest.der import check_signature_form
 from cloister.attest.snp.certificate import (
-    UNREADABLE,
     Certificate,
     common_name,
     is_authority,
@@ -38,6 +37,7 @@ from cloister.attest.snp.roots import (
     is_amd_root,
     root_name,
 )
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import (
     BadSignature,
     EndorsementMismatch,

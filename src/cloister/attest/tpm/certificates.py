@@ -18,11 +18,12 @@ from functools import lru_cache
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cloister.attest.dcap.chain import UNREADABLE, common_name
+from cloister.attest.dcap.chain import common_name
 from cloister.attest.dcap.collateral import certificate_window, check_validity
 from cloister.attest.dcap.roots import is_issued_by
 from cloister.attest.der import check_signature_form
 from cloister.attest.tpm.keys import AttestationKey, accept_key
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import BadSignature, EndorsementMismatch, MalformedInput, UntrustedRoot
 
 MAX_CERTIFICATES = 8

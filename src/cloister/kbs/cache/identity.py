@@ -19,6 +19,7 @@ import rfc8785
 from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError
 from cloister.policy.release import ReleasePolicy, load_release_policy, parse_release_policy
 from cloister.settings import CacheSettings, Settings
@@ -61,7 +62,7 @@ class MeasuredFiles:
             return None
         try:
             return x509.load_pem_x509_certificate(self.simulated_root)
-        except ValueError as error:
+        except UNREADABLE as error:
             raise ConfigError("cache.simulated_root does not hold a certificate") from error
 
 

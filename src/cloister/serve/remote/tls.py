@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import MalformedInput, TransportError
 
 JOIN = "cloister-join/1"
@@ -70,7 +71,7 @@ def peer_spki(session: ssl.SSLObject | None) -> bytes:
         raise TransportError("the other side showed no certificate")
     try:
         key = x509.load_der_x509_certificate(raw).public_key()
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise MalformedInput("the other side's certificate cannot be read") from error
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 

@@ -22,6 +22,7 @@ from cloister.attest.binding import report_data_for
 from cloister.attest.collateral.obtain import get_endorsements, make_sources
 from cloister.attest.model import Attester, Endorsements
 from cloister.attest.verifier import find_scheme, verify_evidence
+from cloister.crypto.certificates import UNREADABLE
 from cloister.errors import ConfigError
 from cloister.serve.remote.proof import MIN_TOKEN_BYTES, Credentials, Demands
 from cloister.serve.remote.same import same_as
@@ -168,5 +169,5 @@ def _certificate(pem: str) -> x509.Certificate | None:
         return None
     try:
         return x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigError("the simulated root for workers is not a PEM certificate") from error
