@@ -136,3 +136,14 @@ def test_errors_of_the_model(run: Run, service: SealedService, tmp_path: Path) -
     code, _, error = run("one", tmp_path / "x.txt")
     assert code != 0
     assert "Model not found: one" in error
+
+
+def test_answers_that_are_no_json(run: Run, service: SealedService, tmp_path: Path) -> None:
+    """Text is shown as text; what is neither JSON nor text is shown as far as it can be read."""
+    (tmp_path / "x.txt").write_text("abc")
+    for content, shown in ((b"a tabby cat", "a tabby cat"), (b"\xffPNG", "\ufffdPNG"), (b"", "")):
+        service.answer = lambda request, content=content: bhttp.Response(200, (), content)  # type: ignore[misc]
+        code, out, error = run("one", tmp_path / "x.txt")
+        assert (code, out.splitlines()[1]) == (0, f"{tmp_path / 'x.txt'}: {shown}"), error
+        _, out, _ = run("one", tmp_path / "x.txt", "--json")
+        assert json.loads(out)[0]["answer"] == shown

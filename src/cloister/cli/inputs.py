@@ -90,7 +90,7 @@ def read_arrays(path: Path, name: Callable[[], str]) -> dict[str, Array]:
 def _shown(answer: Answer) -> tuple[Any, str]:
     try:
         value = answer.json()
-    except ValueError:
+    except MalformedInput:  # text, or bytes
         value = answer.text
     return value, str(value)
 
