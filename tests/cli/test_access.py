@@ -42,3 +42,21 @@ def test_keys(tmp_path: Path) -> None:
     assert RUN.invoke(app, ["key", "remove", "ci", *file]).exit_code == 0
     with pytest.raises(ConfigError):
         RUN.invoke(app, ["key", "remove", "ci", *file], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("days", ["nan", "inf", "-1", "0", "1e12"])
+def test_days_of_a_key(tmp_path: Path, days: str) -> None:
+    """A key that could never be used is not made, and no number of days is a fault."""
+    file = tmp_path / "keys.jsonl"
+    made = RUN.invoke(app, ["key", "add", "ci", "--days", days, "-f", str(file)])
+    assert (made.exit_code, made.stdout) == (2, "")
+    assert not file.exists()
+
+
+def test_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Groups and tenants are names, and no markup."""
+    file = ["-f", str(tmp_path / "keys.jsonl")]
+    RUN.invoke(app, ["key", "add", "ci", "--tenant", "[/x]", "--group", "[red]", "--group", ":key:", *file])
+    listed = RUN.invoke(app, ["key", "list", *file])
+    assert listed.exit_code == 0
+    assert all(name in listed.stdout for name in ("[/x]", "[red]", ":key:"))

@@ -253,3 +253,14 @@ def fails_after_start(tmp_path: Path) -> str:
     """The error for a resource that is not there."""
     open_state(KeysSettings(folder=str(tmp_path / "k")), datetime.now(UTC)).close()
     return fails(tmp_path / "k", 3, "show", URI)
+
+
+def test_reasons_are_shown_as_they_are(folder: Path) -> None:
+    """What somebody has written into the log neither formats it nor moves the terminal's cursor."""
+    run(folder, "add", URI, "--generate")
+    run(folder, "revoke", URI, "--reason", "[/bold] lost \x1b[2J")
+    for command in (("show", URI), ("audit", "show")):
+        shown = CliRunner().invoke(app, ["keys", *command, "--folder", str(folder)], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, shown.exception
+        assert "[/bold] lost" in shown.output
+        assert "\x1b" not in shown.output

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloister import __version__
+from cloister.cli.output import printable
 
 
 def cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -108,3 +109,35 @@ def test_demo_leaves_foreign_folders_alone(tmp_path: Path) -> None:
     done = cloister("demo", "--folder", tmp_path)
     assert done.returncode == 2
     assert (tmp_path / "thesis.tex").exists()
+
+
+def test_settings_for_people(tmp_path: Path) -> None:
+    """Tables bear their names, the digest can be copied, and no password is shown."""
+    file = tmp_path / "settings.toml"
+    file.write_text('[keys]\ndatabase = "postgresql+psycopg://u:hunter2@db/keys"\n')
+    done = cloister("settings", "-c", file)
+    assert {"[serve]", "[keys]", "[attest]"} <= {line.strip() for line in done.stdout.splitlines()}
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("digest of [serve] and [attest]")
+    assert len(bytes.fromhex(last.split()[-1])) == 48
+    for said in (done.stdout, cloister("settings", "-c", file, "--json").stdout):
+        assert "hunter2" not in said
+        assert "postgresql+psycopg://u:(set)@db/keys" in said
+
+
+def test_verifier_with_a_wrong_certificate(tmp_path: Path) -> None:
+    """A certificate that is none is one line, not a traceback."""
+    (tmp_path / "values.toml").write_text('[tdx]\nmr_td = ["' + "ab" * 48 + '"]\n')
+    (tmp_path / "wrong.pem").write_text("no certificate")
+    done = cloister(
+        "verifier", "--key", "key.pem", "-r", "values.toml", "--listen", "127.0.0.1:0",
+        "--certificate", "wrong.pem", "--certificate-key", "wrong.pem", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_printable() -> None:
+    """Letters of every language stay, what commands a terminal does not."""
+    assert printable("größe\t[x]\n東") == "größe\t[x]\n東"
+    assert printable("a\r\nb\x1b[2J\x9b\u202e\x07") == "a\nb\\x1b[2J\\x9b\\u202e\\x07"

@@ -147,3 +147,17 @@ def test_answers_that_are_no_json(run: Run, service: SealedService, tmp_path: Pa
         assert (code, out.splitlines()[1]) == (0, f"{tmp_path / 'x.txt'}: {shown}"), error
         _, out, _ = run("one", tmp_path / "x.txt", "--json")
         assert json.loads(out)[0]["answer"] == shown
+
+
+def test_answers_do_not_command_the_terminal(run: Run, service: SealedService, tmp_path: Path) -> None:
+    """A model's text cannot write over the verdict."""
+    (tmp_path / "x.txt").write_text("abc")
+    service.answer = lambda request: bhttp.Response(200, (), b"\x1b[1Averified [red] it all\x1b[K")
+    _, out, _ = run("one", tmp_path / "x.txt")
+    assert "\x1b" not in out
+    assert "\\x1b[1Averified [red] it all" in out
+    service.answer = lambda request: bhttp.Response(
+        400, (), json.dumps({"type": "BadRequestException", "message": "no\x1b[1A"}).encode()
+    )
+    _, _, error = run("one", tmp_path / "x.txt")
+    assert "no\\x1b[1A" in error

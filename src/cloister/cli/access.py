@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cloister.cli.options import Json, now
+from cloister.cli.options import MAX_DAYS, Json, now
 from cloister.cli.output import console, fields_table, show_json
 from cloister.errors import ConfigError
 
@@ -64,7 +64,7 @@ def explain(
             }
         )
     else:
-        console.print(("allowed: " if decision.allowed else "refused: ") + decision.reason, markup=False)
+        console.print(("allowed: " if decision.allowed else "refused: ") + decision.reason)
     if not decision.allowed:
         raise typer.Exit(3)
 
@@ -103,7 +103,10 @@ def add(
     file: KeyFile = Path("api-keys.jsonl"),
     tenant: Annotated[str, typer.Option(help="The tenant that it belongs to.")] = "",
     group: Annotated[list[str] | None, typer.Option(help="A group that it is in; may be repeated.")] = None,
-    days: Annotated[float | None, typer.Option(help="Days until it expires; never if not given.")] = None,
+    days: Annotated[
+        float | None,
+        typer.Option(min=0.001, max=MAX_DAYS, help="Days until it expires; never if not given."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it: the only time that anybody sees it."""

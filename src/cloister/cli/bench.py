@@ -171,7 +171,7 @@ def _show(found: _Found, document: dict[str, Any]) -> None:
 
     load, client = found.load, document["client"]
     if found.service is not None:
-        console.print(verdict_line(found.service, document["url"]), soft_wrap=True, markup=False)
+        console.print(verdict_line(found.service, document["url"]), soft_wrap=True)
     rows: dict[str, Any] = {"throughput": f"{load.throughput_per_s:,.1f} requests/s"}
     for name, value in (document["latency_ms"] or {}).items():
         rows[name] = f"{value:.2f} ms"

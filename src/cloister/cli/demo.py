@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
+from rich.text import Text
 
 from cloister.cli.output import console
 
@@ -30,7 +31,9 @@ def demo(
 
     began = time.monotonic()
     terminal = (
-        Console(record=True, width=100, highlight=False, color_system="truecolor") if record else console
+        Console(record=True, width=100, highlight=False, color_system="truecolor")
+        if record
+        else Console(highlight=False)
     )
     stage = Stage.create(folder)
     narrator = tell(stage, Markers.from_seed(canary) if canary else Markers.generate(), terminal)
@@ -40,9 +43,8 @@ def demo(
         _show_what_to_try(narrator)
         return
     narrator.stop()
-    console.print(
-        f"\n[bold green]done[/bold green] in {time.monotonic() - began:.0f} s; all processes stopped"
-    )
+    took_s = time.monotonic() - began
+    console.print(Text.assemble("\n", ("done", "bold green"), f" in {took_s:.0f} s; all processes stopped"))
 
 
 def _save_svg(terminal: Console, target: Path) -> None:
@@ -69,7 +71,7 @@ def _show_what_to_try(narrator: Narrator) -> None:
     pids = " ".join(str(process.pid) for process in narrator.processes)
     stage.path("pids").write_text(pids + "\n")
     nonce = "$(head -c 32 /dev/urandom | base64 | tr +/ -_ | tr -d =)"
-    console.print("\n[bold green]still running[/bold green]; try:\n")
+    console.print(Text.assemble("\n", ("still running", "bold green"), "; try:\n"))
     for line in (
         f"cloister verify {stage.url} {trust}",
         f"cloister predict {stage.url} digits {image} {trust}",
@@ -79,7 +81,7 @@ def _show_what_to_try(narrator: Narrator) -> None:
         f"cloister keys audit show -c {stage.path('broker.toml')}",
         f"kill {pids}    # stop broker and server",
     ):
-        console.print("  " + line, soft_wrap=True, style="blue", markup=False)
+        console.print("  " + line, soft_wrap=True, style="blue")
 
 
 def _copy_pixels(source: Path, target: Path) -> None:

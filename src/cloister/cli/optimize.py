@@ -178,17 +178,19 @@ def _tell(result: Result, document: dict[str, Any]) -> None:
     best = result.best()
     name = best.name if best else ""
     table = render_table(result.rows, concurrency=result.concurrency, metric=result.metric, best=name)
-    wide = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+    wide = (
+        console if console.is_terminal else Console(width=WIDTH, highlight=False, markup=False, emoji=False)
+    )
     wide.print(table)
     for line in render_reasons(result.rows):
-        console.print(line, style="dim", markup=False)
+        console.print(line, style="dim")
     if best is not None:
-        console.print(f"best by {result.goal.objective}: [bold]{name}[/bold], after {result.took_s:.0f} s")
+        console.print(f"best by {result.goal.objective}: {name}, after {result.took_s:.0f} s")
         if result.metric is None:
             console.print("no metric: its outputs were only compared with the original's", style="yellow")
     for key in ("archive", "report"):
         if key in document:
-            console.print(f"wrote {document[key]}", markup=False)
+            console.print(f"wrote {document[key]}")
     if result.interrupted:
         errors.print("interrupted: what was not tried yet is missing", style="yellow")
 

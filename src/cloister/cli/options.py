@@ -14,6 +14,8 @@ from cloister.errors import ConfigError
 if TYPE_CHECKING:
     from cryptography import x509
 
+MAX_DAYS = 36_500
+"""Longest life of a credential that is given in days: a hundred years."""
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", "-c", help="TOML settings file; flags and environment win over it.")

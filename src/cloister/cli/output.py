@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,26 @@ from cloister.errors import CloisterError
 if TYPE_CHECKING:
     from cloister.attest.service import VerifiedService
 
-console = Console(highlight=False, soft_wrap=False)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
+
+def printable(text: str) -> str:
+    """``text`` with nothing in it that moves a terminal's cursor or turns its text round.
+
+    What is shown was written by others: models' answers, logs, evidence that is not accepted.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+class _Plain(Console):
+    """Shows text as it is, also in tables: brackets are no markup, and colons no emoji."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Plain(highlight=False, markup=False, emoji=False, soft_wrap=False)
+errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 SHORT_VALUE_CHARACTERS = 21
 
@@ -32,7 +51,7 @@ def say(facts: dict[str, Any], line: str, as_json: bool) -> None:
     if as_json:
         show_json(facts)
     else:
-        console.print(line)
+        console.print(line, soft_wrap=True)
 
 
 def one_line(error: CloisterError) -> str:
@@ -49,7 +68,7 @@ def one_line(error: CloisterError) -> str:
 def show_error(error: CloisterError) -> None:
     """Print an error on one line of standard error."""
     kind = "refused" if error.exit_code == 3 else "error"
-    errors.print(Text.assemble((f"{kind}: ", "bold red"), one_line(error)))
+    errors.print(Text.assemble((f"{kind}: ", "bold red"), printable(one_line(error))))
 
 
 def shorten(value: str, characters: int = SHORT_VALUE_CHARACTERS) -> str:

@@ -66,14 +66,14 @@ def predict(
     with Client(url, reference_values=references, roots=roots, token=token) as client:
         service = client.verify()
         if not as_json:
-            console.print(verdict_line(service, url), soft_wrap=True, markup=False)
+            console.print(verdict_line(service, url), soft_wrap=True)
             if verbose:
                 console.print(verdict_table(service.result, "every check"))
         for path in inputs:
             value, text = question.ask(client, path)
             answers.append({"input": str(path), "answer": value})
             if not as_json:
-                console.print(f"{path}: {text}", soft_wrap=True, markup=False)
+                console.print(f"{path}: {text}", soft_wrap=True)
     if as_json:
         verification = {"verification": service.result.to_mapping(), "answers": answers}
         show_json(verification if verbose else answers)

@@ -37,8 +37,10 @@ def proxy(
     model_digest: ModelDigests = None,
     model_signer: ModelSigners = None,
     policy_digest: PolicyDigests = None,
-    max_age: Annotated[float, typer.Option(help="Seconds for which one verification is relied on.")] = 300.0,
-    timeout: Annotated[float, typer.Option(help="Seconds for each network operation.")] = 60.0,
+    max_age: Annotated[
+        float, typer.Option(min=0, help="Seconds for which one verification is relied on.")
+    ] = 300.0,
+    timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for each network operation.")] = 60.0,
     host_name: Annotated[
         list[str] | None, typer.Option(help="Another host name under which requests are taken.")
     ] = None,
@@ -139,4 +141,4 @@ def _listen_unix(path: Path) -> socket.socket:
 
 
 def _report(error: CloisterError) -> None:
-    errors.print(f"refused: {one_line(error)}", markup=False)
+    errors.print(f"refused: {one_line(error)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import typer
 from cloister.cli.options import ConfigFile, Json
 from cloister.cli.output import console, fields_table, show_json
 from cloister.settings import Settings, load_settings, settings_digest
+
+_PASSWORD = re.compile(r"(?<=://)([^/@:]*):.*@")
 
 
 def serve(
@@ -77,6 +80,7 @@ def show_settings(config: ConfigFile = None, as_json: Json = False) -> None:
 
     settings = effective_settings(config, {})
     document = msgspec.to_builtins(settings)
+    document["keys"]["database"] = _PASSWORD.sub(r"\1:(set)@", settings.keys.database)
     if settings.serve.keystore_password:
         document["serve"]["keystore_password"] = "(set)"  # noqa: S105 (what stands for it)
     digest = settings_digest(with_contents(settings)).hex()
@@ -85,7 +89,7 @@ def show_settings(config: ConfigFile = None, as_json: Json = False) -> None:
         return
     for section, values in document.items():
         console.print(fields_table(f"[{section}]", values))
-    console.print(f"digest of [serve] and [attest] (mr_config_id): {digest}")
+    console.print(f"digest of [serve] and [attest] (mr_config_id): {digest}", soft_wrap=True)
 
 
 def effective_settings(config: Path | None, flags: dict[str, object]) -> Settings:

@@ -43,7 +43,7 @@ def torchserve(context: typer.Context) -> None:
         flags["serve.grpc_port"] = flags["serve.grpc_management_port"] = 0
         warnings.append("gRPC is off: it needs pip install 'cloister[grpc]'")
     for warning in warnings:
-        errors.print(f"warning: {warning}", markup=False)
+        errors.print(f"warning: {warning}")
     if not flags["serve.model_store"]:
         raise ConfigError("Missing mandatory parameter --model-store")
     if not Path(flags["serve.model_store"]).is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,7 @@ def verifier(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Web origin whose pages may ask; * for any.")
     ] = None,
-    ttl: Annotated[float, typer.Option(help="Seconds for which a verdict holds.")] = 300.0,
+    ttl: Annotated[float, typer.Option(min=1, max=86_400, help="Seconds for which a verdict holds.")] = 300.0,
 ) -> None:
     """Answer evidence of services with signed verdicts (EAR) under these reference values."""
     import json
@@ -50,6 +51,8 @@ def verifier(
         roots=trusted_roots(simulated_root),
         ttl_s=ttl,
     )
+    if certificate and certificate_key:
+        _check_certificate(certificate, certificate_key)
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"--listen {listen[:80]} is not HOST:PORT")
@@ -67,6 +70,13 @@ def verifier(
         ssl_keyfile=str(certificate_key) if certificate_key else None,
     )
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _check_certificate(certificate: Path, key: Path) -> None:
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise ConfigError(f"cannot use {certificate} with {key}: {error}", hint="both are PEM") from error
 
 
 def _load_key(path: Path) -> ec.EllipticCurvePrivateKey:

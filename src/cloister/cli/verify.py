@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from cloister.cli.options import (
     ConfigFile,
@@ -63,7 +64,8 @@ def verify(
         typer.Option(help="File: JSON of the vendor's collateral, not what the file brings."),
     ] = None,
     fetch: Annotated[
-        bool, typer.Option("--fetch", help="File: obtain endorsements as [collateral] of the settings says.")
+        bool,
+        typer.Option("--fetch", help="File: obtain endorsements as the settings' table `collateral` says."),
     ] = False,
     at: Annotated[
         str | None, typer.Option(metavar="TIME", help="File: verify as of this RFC 3339 time, not now.")
@@ -173,7 +175,7 @@ def _show_unappraised(
         console.print(claims_table(result.claims, f"{target}: {NOT_APPRAISED}{_simulated(result)}"))
         if bound:
             console.print(fields_table("what the evidence binds", bound))
-    errors.print(f"[bold red]warning:[/] {NOT_APPRAISED}")
+    errors.print(Text.assemble(("warning: ", "bold red"), NOT_APPRAISED))
 
 
 def _simulated(result: AttestationResult) -> str:

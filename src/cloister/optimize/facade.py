@@ -131,12 +131,12 @@ class InferenceOptimizer:
             metric=result.metric,
             best=best.name if best else "",
         )
-        console = Console(highlight=False)
+        console = Console(highlight=False, markup=False, emoji=False)
         if not console.is_terminal:
-            console = Console(highlight=False, width=WIDTH)
+            console = Console(highlight=False, markup=False, emoji=False, width=WIDTH)
         console.print(table)
         for line in render_reasons(result.rows):
-            console.print(line, markup=False)
+            console.print(line)
 
     def get_best_model(
         self,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cloister.cli.keys.access import Folder, keys_settings, read_text
-from cloister.cli.options import ConfigFile, Json, now
+from cloister.cli.options import MAX_DAYS, ConfigFile, Json, now
 from cloister.cli.output import console, fields_table, say, show_json
 from cloister.errors import ConfigError
 
@@ -21,7 +21,9 @@ recovery = typer.Typer(help="The file KEK as shares, of which some give it back.
 def issue_token(
     role: Annotated[str, typer.Option("--role", help="admin, owner or auditor.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write, for its owner only.")],
-    ttl_days: Annotated[float, typer.Option("--ttl-days", min=0.001, help="How long it lives.")] = 30.0,
+    ttl_days: Annotated[
+        float, typer.Option("--ttl-days", min=0.001, max=MAX_DAYS, help="How long it lives.")
+    ] = 30.0,
     config: ConfigFile = None,
     folder: Folder = None,
     as_json: Json = False,
