@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,3 +81,27 @@ def test_any_change_of_a_served_setting_changes_the_digest(max_queue: int) -> No
 def test_the_broker_is_not_part_of_a_servers_measurement() -> None:
     """Settings of the broker's own process do not change what a server proves."""
     assert measured_settings(load_settings(flags={"keys.port": 1})) == measured_settings(Settings())
+
+
+NUMBERS = [
+    (section.name, field.name, field.type)
+    for section in msgspec.structs.fields(Settings)
+    for field in msgspec.structs.fields(section.type)
+    if field.type in (int, float)
+]
+
+
+@pytest.mark.parametrize(("section", "name", "kind"), NUMBERS)
+def test_numbers_are_usable(tmp_path: Path, section: str, name: str, kind: type) -> None:
+    """No setting takes a negative number, one that is none, or one that no digest can be made of."""
+    wrong = ["-2", "9007199254740993"] + (["nan", "inf", "-0.5"] if kind is float else [])
+    for text in wrong:
+        with pytest.raises(ConfigError, match=f"{section}.{name}"):
+            load_settings(write(tmp_path, f"[{section}]\n{name} = {text}\n"))
+
+
+def test_ports_are_ports() -> None:
+    """A port has 16 bits."""
+    with pytest.raises(ConfigError, match="https_port"):
+        load_settings(flags={"serve.https_port": 65_536})
+    assert load_settings(flags={"serve.https_port": 65_535}).serve.https_port == 65_535

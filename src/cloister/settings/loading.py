@@ -16,6 +16,8 @@ from cloister.errors import ConfigError
 from cloister.settings.sections import Settings
 
 ENVIRONMENT_PREFIX = "CLOISTER_"
+MAX_PORT = 65_535
+MAX_NUMBER = 2**53 - 1
 _SECTIONS: dict[str, type[msgspec.Struct]] = {
     field.name: field.type for field in msgspec.structs.fields(Settings)
 }
@@ -43,9 +45,11 @@ def load_settings(
                 _known(name, _fields_of(section), f"setting in [{section}]")
                 merged[section][name] = value
     try:
-        return msgspec.convert(merged, Settings, strict=False)
+        settings = msgspec.convert(merged, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigError(f"settings: {error}", hint="see `cloister settings --help`") from error
+    _check_numbers(settings)
+    return settings
 
 
 def measured_settings(settings: Settings) -> bytes:
@@ -58,6 +62,19 @@ def measured_settings(settings: Settings) -> bytes:
 def settings_digest(settings: Settings) -> bytes:
     """SHA-384 (48 bytes) of ``measured_settings``: what evidence carries as ``mr_config_id``."""
     return hashlib.sha384(measured_settings(settings)).digest()
+
+
+def _check_numbers(settings: Settings) -> None:
+    """No number is NaN, infinite or negative, and none that RFC 8785 cannot write; ports are ports."""
+    for section in settings.__struct_fields__:
+        values = getattr(settings, section)
+        for field in msgspec.structs.fields(values):
+            value = getattr(values, field.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value == field.default:
+                continue
+            last = MAX_PORT if field.name == "port" or field.name.endswith("_port") else MAX_NUMBER
+            if not 0 <= value <= last:
+                raise ConfigError(f"settings: {section}.{field.name} is 0 to {last}, found {value}")
 
 
 def _from_file(file: Path | None) -> dict[str, dict[str, Any]]:
