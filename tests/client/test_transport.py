@@ -10,10 +10,11 @@ import httpx
 import pytest
 
 import cloister
+from cloister import AsyncClient, Client
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.simulated.platform import SimulatedPlatform
 from cloister.client.transport import OhttpTransport
-from cloister.errors import MalformedInput, MissingDependencyError
+from cloister.errors import ConfigError, MalformedInput, MissingDependencyError
 from cloister.ohttp import bhttp
 from tests.fakes.sealed_service import SealedService
 
@@ -70,3 +71,11 @@ def test_without_httpx2(monkeypatch: pytest.MonkeyPatch, reference_values: Refer
         with pytest.raises(MissingDependencyError, match="httpx2") as caught:
             make("https://127.0.0.1:9", reference_values=reference_values)
         assert "cloister[httpx2]" in caught.value.hint
+
+
+@pytest.mark.parametrize("age_s", [float("nan"), -1.0])
+def test_age_of_a_verification(reference_values: ReferenceValues, age_s: float) -> None:
+    """An age that nothing is ever older than would never be verified again."""
+    for kind in (Client, AsyncClient, cloister.transport, cloister.async_transport):
+        with pytest.raises(ConfigError):
+            kind("https://127.0.0.1:9", reference_values=reference_values, max_age_s=age_s)

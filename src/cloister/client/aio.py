@@ -20,7 +20,15 @@ from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
-from cloister.client.channel import AsyncChannel, Trust, Verified, check_url, reaching, verify_service
+from cloister.client.channel import (
+    AsyncChannel,
+    Trust,
+    Verified,
+    check_age,
+    check_url,
+    reaching,
+    verify_service,
+)
 from cloister.client.renewal import EARLY, Renewal
 from cloister.client.sealing import (
     GATEWAY_PATH,
@@ -54,7 +62,7 @@ class AsyncOhttpTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self.url = check_url(url)
         self._trust = Trust(reference_values, roots, timeout_s)
-        self._max_age_s = max_age_s
+        self._max_age_s = check_age(max_age_s)
         self._streaming = streaming
         self._padding = padding
         self._renewing = anyio.Lock()

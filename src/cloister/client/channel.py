@@ -160,6 +160,17 @@ def check_url(url: str) -> str:
     return str(parsed).rstrip("/")
 
 
+def check_age(max_age_s: float) -> float:
+    """How long a verification may be relied on: 0 for one request, infinite for ever.
+
+    Raises:
+        ConfigError: no such time. Nothing would ever be older than NaN.
+    """
+    if not max_age_s >= 0:
+        raise ConfigError(f"the age of a verification is 0 seconds or more, found {max_age_s}")
+    return max_age_s
+
+
 def verify_service(
     url: str,
     *,

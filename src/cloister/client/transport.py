@@ -22,7 +22,7 @@ from cryptography import x509
 
 from cloister.attest.appraisal import ReferenceValues
 from cloister.attest.service import VerifiedService
-from cloister.client.channel import Channel, Trust, check_url, reaching
+from cloister.client.channel import Channel, Trust, check_age, check_url, reaching
 from cloister.client.renewal import EARLY, Renewal
 from cloister.client.sealing import (
     GATEWAY_PATH,
@@ -68,7 +68,7 @@ class OhttpTransport(httpx.BaseTransport):
         """
         self.url = check_url(url)
         self._trust = Trust(reference_values, roots, timeout_s)
-        self._max_age_s = max_age_s
+        self._max_age_s = check_age(max_age_s)
         self._streaming = streaming
         self._padding = padding
         self._renewing = threading.Lock()
