@@ -272,10 +272,22 @@ def test_does_not_start_without_verification(
 
 
 def test_web_pages_are_kept_out(service: SealedService, proxy: Proxy) -> None:
-    """A foreign origin or a rebound host name is refused before anything is sent."""
+    """A foreign origin or a rebound host name is refused before anything is sent; so are images and links."""
     for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
         assert httpx.post(f"{proxy.url}/x", content=b"a", headers=headers).status_code == 403
+    for site in ("cross-site", "same-site"):  # what a browser sends without an origin
+        assert httpx.get(f"{proxy.url}/x", headers={"sec-fetch-site": site}).status_code == 403
     assert service.requests == []
+    assert httpx.get(f"{proxy.url}/x", headers={"sec-fetch-site": "none"}).status_code == 200
+
+
+def test_pages_that_are_allowed(service: SealedService, platform: SimulatedPlatform, tmp_path: Path) -> None:
+    """The page of an allowed origin may ask, and no image of another one."""
+    started = Proxy(service, platform, tmp_path, "--allow-origin", "https://app.example")
+    asked = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    assert httpx.post(f"{started.url}/x", content=b"a", headers=asked).status_code == 200
+    assert httpx.get(f"{started.url}/x", headers={"sec-fetch-site": "cross-site"}).status_code == 403
+    started.stop()
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "nonsense", "127.0.0.1:99999"])

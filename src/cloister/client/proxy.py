@@ -6,7 +6,8 @@ the check that failed, and nothing has left. Answers are streamed; one that is c
 its last chunk, which every HTTP client reports.
 
 Web pages can send requests to the loopback interface too. So a request with an ``Origin`` that was not
-allowed, or under a host name that is not this machine's, is refused (DNS rebinding).
+allowed, one without that a page of another site has caused (an image, a link: ``Sec-Fetch-Site``), or one
+under a host name that is not this machine's (DNS rebinding) is refused.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ MAX_REPEATABLE_BYTES = 1 << 20
 """Requests with a body of at most so much are kept until they are answered, so that one that meets a new key
 or a restart of the service can be sealed again; longer ones are passed on as they come."""
 HEALTH_PATH = "/.well-known/cloister/proxy"
+_OWN_SITES = ("none", "same-origin")
+"""What a browser says (Fetch Metadata) of a request that no other site's page has caused."""
 LOOPBACK_NAMES = frozenset(("localhost", "127.0.0.1", "[::1]"))
 
 Scope = MutableMapping[str, Any]
@@ -106,10 +109,13 @@ class ProxyApp:
             await self._forward(scope, receive, send)
 
     def _refuse_page(self, headers: list[tuple[bytes, bytes]]) -> str:
+        named = any(name == b"origin" for name, _ in headers)
         for name, value in headers:
             text = value.decode("latin-1").lower()
             if name == b"origin" and text not in self._origins:
                 return "requests of web pages are not taken from this origin: see --allow-origin"
+            if name == b"sec-fetch-site" and not named and text not in _OWN_SITES:
+                return "requests of web pages are taken with their origin only: see --allow-origin"
             if name == b"host" and self._host_names and _without_port(text) not in self._host_names:
                 return "this host name is not one of the proxy's: see --host-name"
         return ""
