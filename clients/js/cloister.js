@@ -66,8 +66,12 @@ export class CloisterClient {
 
   /** Verify now. Returns what the verdict says of the service: keys, settings digest, models. */
   async verify() {
+    return (await this.#renew()).service;
+  }
+
+  #renew() {
     this.verifying ??= this.#verify().finally(() => { this.verifying = null; });
-    return (await this.verifying).service;
+    return this.verifying;
   }
 
   async #verify() {
@@ -83,8 +87,7 @@ export class CloisterClient {
   }
 
   async #verified() {
-    if (!this.session || Date.now() >= this.session.until) await this.verify();
-    return this.session;
+    return this.session && Date.now() < this.session.until ? this.session : this.#renew();
   }
 
   /** As `fetch`, for a path of the service: sealed there and back. With `stream: true` the body comes as it is made. */
@@ -117,18 +120,19 @@ export class CloisterClient {
       throw new CloisterError("serving", String(why).slice(0, 500), answer.status);
     }
     const isJson = (answer.headers.get("content-type") ?? "").includes("json");
-    return isJson ? answer.json() : new Uint8Array(await answer.arrayBuffer());
+    if (!isJson) return new Uint8Array(await answer.arrayBuffer());
+    return answer.json().catch(() => { throw new CloisterError("malformed", "the answer is not JSON"); });
   }
 
   async #get(url) {
     const answer = await this.#reach(url, {});
     if (!answer.ok) throw new CloisterError("transport", `no evidence: HTTP status ${answer.status}`, answer.status);
-    return answer.text();
+    return brokenOff(answer.text());
   }
 
   async #post(url, body) {
     const answer = await this.#reach(url, { method: "POST", headers: { "content-type": "application/json" }, body });
-    if (answer.ok) return answer.text();
+    if (answer.ok) return brokenOff(answer.text());
     const said = await answer.json().catch(() => null);
     const kind = answer.status === 403 ? "policy" : "verification";
     throw new CloisterError(kind, String(said?.message ?? `the verifier answered ${answer.status}`).slice(0, 500), answer.status);
@@ -148,6 +152,11 @@ export class CloisterClient {
     }
   }
 }
+
+/** What a body brings; in this file's words where its connection breaks off. */
+const brokenOff = (body) => body.catch((error) => {
+  throw error?.name === "AbortError" ? error : new CloisterError("transport", "the answer broke off");
+});
 
 const UNSEALED = {
   409: "the gateway has seen this sealed request before",
@@ -241,7 +250,7 @@ async function sealRequest({ keyId, publicKey, aead }, message, stream, ephemera
 }
 
 async function openWhole(answer, size, keys) {
-  const raw = new Uint8Array(await answer.arrayBuffer());
+  const raw = new Uint8Array(await brokenOff(answer.arrayBuffer()));
   if (raw.length < size + TAG_BYTES) throw new CloisterError("verification", "the answer is truncated");
   const { key, nonce } = await keys(raw.subarray(0, size));
   const reader = new ResponseReader();
@@ -291,7 +300,7 @@ async function* openPieces(source, size, keys) {
   const open = async (ct, aad) => decrypt(opened.key, xored(opened.nonce, count++), ct, aad);
   try {
     for (;;) {
-      const { value, done } = await source.read().catch(() => { throw new CloisterError("transport", "the answer broke off"); });
+      const { value, done } = await brokenOff(source.read());
       if (done) break;
       rest = concat(rest, value);
       if (!opened && rest.length >= size) { opened = await keys(rest.slice(0, size)); rest = rest.slice(size); }

@@ -200,3 +200,28 @@ def test_changed_answer(plain: SealedService, verifier: tuple[str, str]) -> None
     plain.change_answer = lambda sealed: sealed[:-1] + bytes([sealed[-1] ^ 1])
     said = talk("tell(await failing(new CloisterClient(url, options).fetch('/x')));", plain, verifier)
     assert said == ["verification", "the answer does not authenticate"]
+
+
+def test_answers_that_break_off(plain: SealedService, verifier: tuple[str, str]) -> None:
+    """A body that ends early and one that is no JSON, as it says it is, are errors of this client's kinds."""
+    cut = (
+        "const real = fetch;"
+        "options.fetch = async (at, init) => { const a = await real(at, init);"
+        " if (!at.includes('ohttp')) return a;"
+        " const body = new ReadableStream({ start: (c) => c.error(new TypeError('terminated')) });"
+        " return new Response(body, { status: a.status, headers: a.headers }); };"
+    )
+    ask = "tell(await failing(new CloisterClient(url, options).predict('echo', 'x')));"
+    assert talk(cut + ask, plain, verifier) == ["transport", "the answer broke off"]
+    plain.answer = lambda request: bhttp.Response(200, ((b"content-type", b"application/json"),), b"{")
+    assert talk(ask, plain, verifier) == ["malformed", "the answer is not JSON"]
+
+
+def test_an_age_that_is_no_number(plain: SealedService, verifier: tuple[str, str]) -> None:
+    """Nothing is older than NaN: such a client verifies each time."""
+    script = (
+        "const c = new CloisterClient(url, { ...options, maxAgeMs: NaN });"
+        "await c.fetch('/a'); await c.fetch('/b'); tell(true);"
+    )
+    assert talk(script, plain, verifier) is True
+    assert plain.evidence_given == 2
