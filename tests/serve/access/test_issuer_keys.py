@@ -75,6 +75,30 @@ def test_a_key_fits_one_kind_of_algorithm(tmp_path: Path) -> None:
         twins.find(None, "ES256")
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"kty": "EC", "crv": "BP-256", "x": "AA", "y": "AA", "kid": "new"},
+        {"kty": "OKP", "crv": "Ed999", "x": "AAAA", "kid": "new"},
+        {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "new"},
+        {"kty": "RSA", "kid": "new"},
+        {"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "new"},
+    ],
+)
+def test_a_key_that_is_not_known_here(tmp_path: Path, other: dict[str, str]) -> None:
+    """It is left out, and those beside it are good; a set of nothing else is refused."""
+    keys = filed(tmp_path / "keys.json", EC)
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": [other, EC.as_dict(private=False)]}))
+    keys.refresh()
+    assert keys.find("ec", "ES256").kid == "ec"
+    with pytest.raises(BadSignature):
+        keys.find("new", "ES256")
+    if other["kty"] != "AKP":
+        (tmp_path / "keys.json").write_text(json.dumps({"keys": [other]}))
+        with pytest.raises(MalformedInput, match="can be read"):
+            keys.refresh()
+
+
 def test_weak_and_too_many_keys(tmp_path: Path) -> None:
     """RSA below 2048 bits and endless sets are refused."""
     with pytest.raises(MalformedInput, match="2048"):

@@ -130,13 +130,15 @@ class IssuerKeys:
             public = [key for key in found if key.get("kty") in ("EC", "RSA", "OKP") and "d" not in key]
             if len(public) > MAX_KEYS:
                 raise MalformedInput(f"{self._issuer.url}: more than {MAX_KEYS} keys")
-            keys = KeySet.import_key_set({"keys": public})
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, JoseError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise MalformedInput(f"{self._issuer.url}: not a JWK set") from error
-        for key in keys.keys:
+        keys = [key for document in public for key in _understood(document)]
+        if public and not keys:
+            raise MalformedInput(f"{self._issuer.url}: none of its {len(public)} keys can be read")
+        for key in keys:
             if isinstance(key, RSAKey) and key.raw_value.key_size < MIN_RSA_BITS:
                 raise MalformedInput(f"{self._issuer.url}: an RSA key of fewer than {MIN_RSA_BITS} bits")
-        return keys
+        return KeySet(keys)
 
     def _read(self) -> bytes:
         if self._issuer.jwks_file:
@@ -154,6 +156,15 @@ class IssuerKeys:
             raise MalformedInput(f"{self._issuer.url}: its discovery document names another issuer")
         check_issuer_url(url)
         return url
+
+
+def _understood(document: dict[str, Any]) -> list[Any]:
+    """The key; none if it is of a curve or form that is not known here (RFC 7517, section 5)."""
+    try:
+        keys = KeySet.import_key_set({"keys": [document]}).keys
+        return [key for key in keys if key.raw_value is not None]  # which is what reads its numbers
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, JoseError):
+        return []
 
 
 def fetch_document(url: str, authorities: bytes = b"") -> bytes:
