@@ -73,6 +73,22 @@ def test_certificate_names_and_limits(folder: Path) -> None:
     assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
+def test_names_that_clients_reach_it_by(tmp_path: Path) -> None:
+    """The certificate bears them; one that was made without them stops the start instead of every client."""
+    settings = KeysSettings(
+        folder=str(tmp_path / "keys"), host="0.0.0.0", names=("broker.example", "192.0.2.7")
+    )
+    open_state(settings, NOW).close()
+    open_state(settings, NOW).close()
+    certificate = x509.load_pem_x509_certificate((tmp_path / "keys" / "tls.pem").read_bytes())
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "broker.example" in names.get_values_for_type(x509.DNSName)
+    assert "192.0.2.7" in [str(ip) for ip in names.get_values_for_type(x509.IPAddress)]
+    with pytest.raises(ConfigError, match=r"the name other\.example") as caught:
+        open_state(KeysSettings(folder=settings.folder, names=("other.example",)), NOW)
+    assert "delete" in caught.value.hint
+
+
 def test_expired_or_foreign_certificate_stops_the_start(folder: Path) -> None:
     """A certificate that no client would accept is reported at start, with what to do."""
     with pytest.raises(ConfigError, match="valid only until") as caught:

@@ -128,13 +128,9 @@ def walk(tmp_path: Path) -> Walk:
     return Walk(tmp_path, ports, environment)
 
 
-def write_references(walk: Walk, serve: list[str]) -> None:
-    """The measurement and the settings of a server that is started by this command."""
-    flags = {
-        f"serve.{name.removeprefix('--').replace('-', '_')}": value
-        for name, value in zip(serve[2::2], serve[3::2], strict=True)
-    }
-    digest = settings_digest(load_settings(None, walk.environment, flags)).hex()
+def write_references(walk: Walk) -> None:
+    """The measurement and the settings of a server that is started with `server.toml`."""
+    digest = settings_digest(load_settings(walk.folder / "server.toml", walk.environment)).hex()
     mr_td = measure_package(installed_package()).hex()
     text = f'allow_simulated = true\n[tdx]\nmr_td = ["{mr_td}"]\nmr_config_id = ["{digest}"]\n'
     (walk.folder / "reference.toml").write_text(text)
@@ -146,7 +142,8 @@ def test_readme(walk: Walk) -> None:
     (python,) = examples("README.md", "python")
     broker, archive, seal = walk.commands(owner)
     (serve,) = walk.commands(operator)
-    write_references(walk, serve)
+    (walk.folder / "server.toml").write_text(walk.here(examples("README.md", "toml")[1]))
+    write_references(walk)
     with ExitStack() as stack:
         port = walk.ports["broker.example:8600"]
         stack.enter_context(walk.running(broker, f"https://127.0.0.1:{port}/healthz"))

@@ -85,7 +85,7 @@ def open_state(settings: KeysSettings, now: datetime) -> BrokerState:
     folder = Path(settings.folder)
     make_folder(folder)
     tls_key = load_or_make_p256(folder / "tls.key")
-    ensure_certificate(folder / "tls.pem", tls_key, settings.host, now)
+    ensure_certificate(folder / "tls.pem", tls_key, settings.host, now, names=settings.names)
     admin_key = load_or_make_ed25519(folder / "admin.key")
     if settings.admin_tokens:
         ensure_admin_token(folder / "admin.token", admin_key, now)

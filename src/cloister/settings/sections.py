@@ -210,6 +210,8 @@ class KeysSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     host: str = "127.0.0.1"
     port: int = 8600
+    names: tuple[str, ...] = ()
+    """Names and addresses that clients reach it by, besides ``host``: its certificate bears them."""
     folder: str = "keys"
     """State: KEK file, database, TLS key, signing keys, admin token. Made on first start, owner-only."""
     database: str = ""

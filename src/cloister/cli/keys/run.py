@@ -16,6 +16,9 @@ def serve(
     folder: Folder = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTPS port.")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A name or address that clients reach it by; repeat.")
+    ] = None,
     reference_values: Annotated[str | None, typer.Option(help="TOML file of acceptable TEEs.")] = None,
     policy: Annotated[str | None, typer.Option(help="Cedar file that decides each release.")] = None,
     collateral: Annotated[str | None, typer.Option(help="JSON file of endorsements.")] = None,
@@ -29,6 +32,7 @@ def serve(
         "keys.folder": folder,
         "keys.host": host,
         "keys.port": port,
+        "keys.names": name,
         "keys.reference_values": reference_values,
         "keys.policy": policy,
         "keys.collateral": collateral,
