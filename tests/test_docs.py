@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 import typer
+from rich.text import Text
 
 from cloister.attest.appraisal import describe
 from cloister.attest.verifier import SCHEMES
@@ -82,10 +83,27 @@ def test_every_command_is_documented(path: tuple[str, ...]) -> None:
 def test_every_setting_is_documented_with_its_default() -> None:
     """The table of settings is complete and current."""
     page = (ROOT / "docs" / "settings.md").read_text()
+    tables = dict(re.findall(r"^## `\[(\w+)\]`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
     for section in msgspec.structs.fields(Settings):
-        for field in msgspec.structs.fields(section.type):
-            default = "[]" if field.default == () else repr(field.default).replace("'", '"')
-            assert f"| `{field.name}` | `{default}` |" in page, f"{section.name}.{field.name}"
+        rows = set(re.findall(r"^\| `\w+` \| `.*?` \|", tables[section.name], re.MULTILINE))
+        fields = msgspec.structs.fields(section.type)
+        assert rows == {f"| `{field.name}` | `{shown_default(field)}` |" for field in fields}
+
+
+def shown_default(field: Any) -> str:
+    """A setting's default as the page writes it."""
+    return "[]" if field.default == () else repr(field.default).replace("'", '"')
+
+
+@pytest.mark.parametrize("path", list(commands(typer.main.get_command(app))), ids=" ".join)
+def test_help_loses_no_words(path: tuple[str, ...]) -> None:
+    """What stands in brackets in an option's help is not taken for markup."""
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    for option in command.params:
+        words = getattr(option, "help", None) or ""
+        assert Text.from_markup(words).plain == words, f"{option.name}: {words}"
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
