@@ -22,7 +22,9 @@ SLICES = 64
 """Every tick looks at one part of the connections: at each one about once a second, so that no request needs
 a timer, and never at many at once. Of ten thousand idle ones that is 160 in a tick, which takes 0.1 ms."""
 TICK_S = 1 / SLICES
-"""The clock's step."""
+"""The clock's step when there are many connections."""
+FEW, STEPS = 1024, 8
+"""Up to so many connections, so many steps are taken at once: an idle server wakes up less often."""
 ADMISSION_S = 1.0
 """How long a decision to let a head in is kept: a token that expires or is withdrawn is refused after it."""
 IDLE_S = 75.0
@@ -110,9 +112,13 @@ class Front:
         return True
 
     def _tick(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        self.now = now = time.monotonic()
-        part = next(self._ticks) % SLICES
+        steps = 1 if self.connections > FEW else STEPS
+        self._timer = asyncio.get_running_loop().call_later(TICK_S * steps, self._tick)
+        self.now = time.monotonic()
+        for _ in range(steps):
+            self._sweep(next(self._ticks) % SLICES, self.now)
+
+    def _sweep(self, part: int, now: float) -> None:
         for connection in [item for item in self._slices[part] if item.due <= now]:
             connection.sweep(now)
         if part == 0:
