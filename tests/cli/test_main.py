@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from cloister import __version__
 from cloister.cli.output import printable
+from cloister.cli.walkthrough.stage import PIDS, SENTINEL, Stage
+from cloister.errors import ConfigError
 
 
 def cloister(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -141,3 +144,19 @@ def test_printable() -> None:
     """Letters of every language stay, what commands a terminal does not."""
     assert printable("größe\t[x]\n東") == "größe\t[x]\n東"
     assert printable("a\r\nb\x1b[2J\x9b\u202e\x07") == "a\nb\\x1b[2J\\x9b\\u202e\\x07"
+
+
+def test_a_demo_that_still_runs_is_not_replaced(tmp_path: Path) -> None:
+    """The next one says what to stop, instead of taking its files away; afterwards it replaces them."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    (folder / SENTINEL).touch()
+    words = [sys.executable, "-c", "input()", "-m", "cloister", "serve", "-c", f"{folder}/server.toml"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as running:
+        (folder / PIDS).write_text(f"{running.pid} 999999999\n")
+        with pytest.raises(ConfigError, match="still running") as caught:
+            Stage.create(folder)
+        assert caught.value.hint == f"kill {running.pid}"
+    assert (folder / PIDS).exists()
+    shutil.rmtree(Stage.create(folder).plaintext)
+    assert not (folder / PIDS).exists()

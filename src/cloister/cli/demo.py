@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,6 +31,8 @@ def demo(
     from cloister.cli.walkthrough.stage import Stage
     from cloister.cli.walkthrough.story import tell
 
+    # What it has started is stopped then too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     began = time.monotonic()
     terminal = (
         Console(record=True, width=100, highlight=False, color_system="truecolor")
@@ -58,6 +62,7 @@ def _show_what_to_try(narrator: Narrator) -> None:
     import subprocess
 
     from cloister.cli.walkthrough.processes import command
+    from cloister.cli.walkthrough.stage import PIDS
 
     stage = narrator.stage
     trust = f"-r {stage.path('caller-reference.toml')} --simulated-root {stage.path('platform')}/root.pem"
@@ -69,7 +74,7 @@ def _show_what_to_try(narrator: Narrator) -> None:
     _copy_pixels(next((stage.plaintext / "images").iterdir()), image)
     stage.remove_plaintext()
     pids = " ".join(str(process.pid) for process in narrator.processes)
-    stage.path("pids").write_text(pids + "\n")
+    stage.path(PIDS).write_text(pids + "\n")
     nonce = "$(head -c 32 /dev/urandom | base64 | tr +/ -_ | tr -d =)"
     console.print(Text.assemble("\n", ("still running", "bold green"), "; try:\n"))
     for line in (

@@ -16,6 +16,7 @@ from cloister.serve.sandbox.probe import probe
 from cloister.settings import load_settings, settings_digest
 
 SENTINEL = ".cloister-demo"
+PIDS = "pids"
 TMPFS = Path("/dev/shm")  # noqa: S108  (an owner-only folder is made inside it)
 
 BROKER_POLICY = """\
@@ -75,6 +76,8 @@ class Stage:
                 raise ConfigError(
                     f"{folder} is not empty and not an earlier demo's", hint="choose another --folder"
                 )
+            if pids := _still_running(folder):
+                raise ConfigError(f"the demo in {folder} is still running", hint=f"kill {pids}")
             shutil.rmtree(folder)
         (folder / "logs").mkdir(parents=True)
         (folder / SENTINEL).write_text("made by `cloister demo`; replaced by the next one\n")
@@ -155,3 +158,20 @@ def _sandbox_setting() -> str:
     """A line for a machine that cannot confine a worker, where a protected server has to be told so."""
     missing = probe().missing()
     return 'sandbox = "best-effort"\n' if missing else ""
+
+
+def _still_running(folder: Path) -> str:
+    """What an earlier demo left running, as `--keep` does; processes of other programs are none of it."""
+    try:
+        pids = (folder / PIDS).read_text().split()
+    except OSError:
+        return ""
+    return " ".join(pid for pid in pids if pid.isdigit() and _runs_in(folder, pid))
+
+
+def _runs_in(folder: Path, pid: str) -> bool:
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"cloister" in line and f"{folder.resolve()}/".encode() in line
