@@ -28,6 +28,7 @@ from cloister.serve.address import parse_address
 from cloister.serve.torchserve.arguments import Arguments
 from cloister.serve.torchserve.keys import ENVIRONMENT, IGNORED, KNOWN, NOT_FROM_ENVIRONMENT
 from cloister.serve.torchserve.properties import parse_properties
+from cloister.serve.torchserve.snapshot import read_snapshot
 
 FILE_NAME = "config.properties"
 DEFAULT_ADDRESSES = {
@@ -113,6 +114,8 @@ def serve_settings(configuration: Configuration) -> dict[str, Any]:
     if keys.flag("debug"):
         flags["log_level"] = "debug"
         flags["startup_workers"] = 1
+    if keys.text("model_snapshot"):
+        flags.update(_restored(keys))
     flags.update(_tls(keys, flags))
     flags.update(_grpc(keys))
     return {f"serve.{name}": value for name, value in flags.items()}
@@ -215,6 +218,15 @@ def _check_models(text: str) -> str:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise ConfigError(f"models: {str(error)[:120]}", hint='{"name": {"version": {...}}}') from error
     return msgspec.json.encode(document).decode()
+
+
+def _restored(keys: _Keys) -> dict[str, Any]:
+    """A snapshot goes before ``load_models``, and what it says of a model before ``models``."""
+    snapshot = read_snapshot(keys.text("model_snapshot"))
+    configured = msgspec.json.decode(_check_models(keys.text("models")) or "{}")
+    for name, versions in snapshot.models.items():
+        configured[name] = {**configured.get(name, {}), **versions}
+    return {"load_models": snapshot.load_models, "model_configs": msgspec.json.encode(configured).decode()}
 
 
 def _passed_on(withheld: str) -> str:
