@@ -6,12 +6,13 @@ import contextlib
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloister.engines.schema import ModelSchema, TensorSpec, parse_schema
+from cloister.engines.schema import ModelSchema, Place, SharedSize, TensorSpec, parse_schema
 from cloister.errors import MalformedInput
 
 SCHEMA = ModelSchema(
@@ -111,3 +112,35 @@ def test_no_document_breaks_the_parser(document: Any) -> None:
     """Whatever it is, it is a schema or refused."""
     with contextlib.suppress(MalformedInput):
         assert parse_schema(document).inputs
+
+
+TIED = ModelSchema(
+    (TensorSpec("ids", "INT64", (-1, -1)), TensorSpec("mask", "INT64", (-1, -1))),
+    (),
+    (SharedSize((Place("ids", 1), Place("mask", 1)), least=2, most=16),),
+)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "reason"),
+    [
+        ((64, 2), r"ids\[1\] of 64 and mask\[1\] of 2, which are one size"),
+        ((17, 17), "which is at most 16"),
+        ((1, 1), "which is at least 2"),
+    ],
+)
+def test_open_sizes_that_belong_together_are_the_same(lengths: tuple[int, int], reason: str) -> None:
+    """A model that takes two sizes for one is not given others, nor what is out of its bounds."""
+    assert TIED.check({"ids": ids(3, 16), "mask": ids(3, 16)}) == 3
+    with pytest.raises(MalformedInput, match=reason):
+        TIED.check({"ids": ids(3, lengths[0]), "mask": ids(3, lengths[1])})
+
+
+@pytest.mark.parametrize("place", [{"input": "ids", "axis": 2}, {"input": "more", "axis": 0}])
+def test_sizes_of_no_input_are_refused(place: dict[str, Any]) -> None:
+    """A schema that names a dimension that is not there would fail at the first request."""
+    document = json.loads(msgspec.json.encode(TIED))
+    assert parse_schema(document) == TIED
+    document["sizes"][0]["places"].append(place)
+    with pytest.raises(MalformedInput, match="no input has"):
+        parse_schema(document)

@@ -72,11 +72,45 @@ class TensorSpec(msgspec.Struct, frozen=True):
         return all(own in (ANY, size) for own, size in zip(self.shape, shape, strict=True))
 
 
-class ModelSchema(msgspec.Struct, frozen=True):
+class Place(msgspec.Struct, frozen=True):
+    """A dimension of an input."""
+
+    input: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    axis: Annotated[int, msgspec.Meta(ge=0, lt=MAX_DIMENSIONS)]
+
+
+class SharedSize(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An open size that the model takes to be the same in several places, or to have bounds.
+
+    Compiled code does not look: with other sizes it reads what lies behind an input in memory.
+    """
+
+    places: Annotated[tuple[Place, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
+    least: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)] = 0
+    most: Size = ANY
+
+    def refuses(self, found: Sequence[int]) -> bool:
+        """Whether the sizes that were found at the places differ, or are out of bounds."""
+        return len(set(found)) > 1 or found[0] < self.least or (self.most != ANY and found[0] > self.most)
+
+    def render(self, found: Sequence[int]) -> str:
+        """For people: ``ids[1] of 64 and mask[1] of 2, which are one size``."""
+        listed = " and ".join(
+            f"{place.input}[{place.axis}] of {size}" for place, size in zip(self.places, found, strict=True)
+        )
+        if len(set(found)) > 1:
+            return f"{listed}, which are one size"
+        bound = f"at least {self.least}" if found[0] < self.least else f"at most {self.most}"
+        return f"{listed}, which is {bound}"
+
+
+class ModelSchema(msgspec.Struct, frozen=True, omit_defaults=True):
     """All inputs and outputs of a model."""
 
     inputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(min_length=1, max_length=MAX_TENSORS)]
     outputs: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+    sizes: Annotated[tuple[SharedSize, ...], msgspec.Meta(max_length=MAX_TENSORS)] = ()
+    """What is known of the inputs' open sizes."""
 
     def render(self) -> str:
         """The inputs, for people."""
@@ -86,6 +120,12 @@ class ModelSchema(msgspec.Struct, frozen=True):
     def joins(self) -> bool:
         """Whether rows of several requests can go through the model together."""
         return all(spec.shape[:1] == (ANY,) for spec in (*self.inputs, *self.outputs))
+
+    @property
+    def most_rows(self) -> int:
+        """Up to how many rows the model takes at a time; ``ANY`` where there is no such bound."""
+        bounds = [size.most for size in self.sizes if any(place.axis == 0 for place in size.places)]
+        return min((most for most in bounds if most != ANY), default=ANY)
 
     def check(self, tensors: Mapping[str, Tensor]) -> int:
         """Whether these are the model's inputs; returns how many rows they have.
@@ -123,6 +163,10 @@ class ModelSchema(msgspec.Struct, frozen=True):
                 rows = tensor.shape[0]
         if rows == 0:
             raise self.refusal("the inputs have no rows")
+        for size in self.sizes:
+            found = [given[place.input].shape[place.axis] for place in size.places]
+            if size.refuses(found):
+                raise self.refusal(f"found {size.render(found)}")
         return 1 if rows is None else rows
 
     def refusal(self, found: str) -> MalformedInput:
@@ -167,7 +211,7 @@ def check_schema(schema: ModelSchema) -> None:
     """Refuse what the types alone let pass.
 
     Raises:
-        MalformedInput: two tensors of one name, or a name that cannot be printed.
+        MalformedInput: two tensors of one name, a name that cannot be printed, or a size of no input.
     """
     for listed in (schema.inputs, schema.outputs):
         names = [spec.name for spec in listed]
@@ -175,3 +219,6 @@ def check_schema(schema: ModelSchema) -> None:
             raise MalformedInput("a model's schema has two tensors of one name")
         if not all(name.isprintable() for name in names):
             raise MalformedInput("a model's schema has a name that is not printable")
+    dimensions = {spec.name: len(spec.shape) for spec in schema.inputs}
+    if any(place.axis >= dimensions.get(place.input, 0) for size in schema.sizes for place in size.places):
+        raise MalformedInput("a model's schema has a size of a dimension that no input has")

@@ -20,6 +20,7 @@ A compiler cannot be started in a sandbox: what is to be compiled is compiled be
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tempfile
 import threading
@@ -36,11 +37,16 @@ import numpy as np
 
 from cloister.engines.engine import Array, Arrays, EngineOptions
 from cloister.engines.files import ModelFiles
-from cloister.engines.schema import ANY, DATATYPE_OF, ModelSchema, TensorSpec
+from cloister.engines.schema import ANY, DATATYPE_OF, ModelSchema, Place, SharedSize, TensorSpec
 from cloister.engines.threads import available_cores, infer_in_threads
 from cloister.errors import ConfigError, MissingDependencyError
 
 ROWS = 16
+MAX_SIZE = 1 << 48
+_INPUT = re.compile(r"L\['(\w+)'\]")
+_SIZE = r"L\['\w+'\]\.size\(\)\[\d+\]"
+_SAME = re.compile(rf"{_SIZE} == {_SIZE}")
+"""Guards of PyTorch's own, which say what sizes a program was exported for."""
 CALL_MEMBER = "cloister_call"
 """Under this name a compiled package carries how it is called."""
 Forward = Callable[[dict[str, Any]], Any]
@@ -97,7 +103,8 @@ class TorchEngine:
         self._torch = import_torch()
         self.schema = schema
         self.streams = streams
-        self.rows = rows if schema.joins else 1
+        most = rows if schema.most_rows == ANY else min(rows, schema.most_rows)
+        self.rows = most if schema.joins else 1
         self._bfloat16 = bfloat16
         self._turns = threading.BoundedSemaphore(streams)
 
@@ -123,7 +130,7 @@ class TorchEngine:
     def _tensor(self, name: str, array: Array) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that it is read-only: nothing here writes into an input
-            tensor = self._torch.from_numpy(np.ascontiguousarray(array))
+            tensor = self._torch.from_numpy(np.asarray(array, order="C"))
         return tensor.to(self._torch.bfloat16) if self.schema.input(name).datatype == "BF16" else tensor
 
 
@@ -254,11 +261,14 @@ class Call(msgspec.Struct, frozen=True):
         return lambda inputs: module(*(inputs[name] for name in places), **{key: inputs[key] for key in keys})
 
 
-def read_call(program: Any) -> Call:
+def read_call(program: Any, *, compiled: bool = False) -> Call:
     """What an exported program takes and gives, and how.
 
+    Args:
+        compiled: nothing will look at the sizes of its inputs any more, but the schema.
     Raises:
-        ConfigError: an input or output that is not a tensor.
+        ConfigError: an input or output that is not a tensor; or compiled, and its sizes depend on each other
+            in a way that a schema does not say.
     """
     signature = program.graph_signature
     nodes = {node.name: node for node in program.graph.nodes}
@@ -273,8 +283,46 @@ def read_call(program: Any) -> Call:
     schema = ModelSchema(
         tuple(_node_spec(name, nodes.get(node)) for name, node in zip(names, inputs, strict=True)),
         tuple(_node_spec(name, nodes.get(node)) for name, node in outputs),
+        _read_sizes(program, {name: nodes[node] for name, node in zip(names, inputs, strict=True)}, compiled),
     )
     return Call(schema, names[:count], keys)
+
+
+def _read_sizes(program: Any, inputs: dict[str, Any], compiled: bool) -> tuple[SharedSize, ...]:
+    """What the program takes for granted of its inputs' open sizes."""
+    bounds = {str(symbol): found for symbol, found in program.range_constraints.items()}
+    places: dict[str, list[Place]] = {}
+    for name, node in inputs.items():
+        for axis, size in enumerate(node.meta["val"].shape):
+            if not isinstance(size, int):
+                places.setdefault(str(size), []).append(Place(name, axis))
+    if compiled:
+        guards = [str(guard) for guard in getattr(program, "_guards_code", None) or ()]
+        related = [
+            text for text in guards if len(set(_INPUT.findall(text))) > 1 and not _SAME.fullmatch(text)
+        ]
+        if related or not all(symbol.isidentifier() for symbol in places):
+            raise ConfigError(
+                "the sizes of the program's inputs depend on each other, which compiled code does not check",
+                hint="pack the exported program as it is, without --compile",
+            )
+    found = []
+    for symbol, listed in places.items():
+        least, most = _bounds(bounds.get(symbol))
+        # Programs are exported for two rows or more, and right for one. Of other sizes nobody can say so.
+        if all(place.axis == 0 for place in listed) or not compiled:
+            least = least if least > 2 else 0
+        if least or most != ANY or (len(listed) > 1 and any(place.axis for place in listed)):
+            found.append(SharedSize(tuple(listed), least, most))
+    return tuple(found)
+
+
+def _bounds(found: Any) -> tuple[int, int]:
+    """Of a size: the least, and the most or ``ANY``."""
+    if found is None:
+        return 0, ANY
+    least, most = (int(each) if str(each).isdigit() else ANY for each in (found.lower, found.upper))
+    return max(0, least), most if most < MAX_SIZE else ANY
 
 
 def compile_program(program: Any, target: Path) -> ModelSchema:
@@ -282,9 +330,12 @@ def compile_program(program: Any, target: Path) -> ModelSchema:
 
     Needs a C++ compiler. The package runs on processors with the same instructions only, and carries how it
     is called.
+
+    Raises:
+        ConfigError: as ``read_call``.
     """
     torch = import_torch()
-    call = read_call(program)
+    call = read_call(program, compiled=True)
     settings = {"aot_inductor.metadata": {CALL_MEMBER: msgspec.json.encode(call).decode()}}
     with torch.no_grad():
         torch._inductor.aoti_compile_and_package(program, package_path=str(target), inductor_configs=settings)
