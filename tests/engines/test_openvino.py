@@ -156,3 +156,19 @@ def test_two_workers_share_the_weights() -> None:
     assert resident * 1024 > 0.95 * weights.nbytes
     assert charged < 0.55 * resident
     assert copied == 0
+
+
+def test_whole_numbers_over_32_bits_are_refused(tmp_path: Path) -> None:
+    """OpenVINO would take 4,294,967,299 for 3, and answer for that."""
+    from openvino import opset13
+
+    ids = opset13.parameter([-1, 2], np.int64, name="ids")
+    ids.output(0).set_names({"ids"})
+    model = openvino.Model([opset13.convert(ids, "f32")], [ids])
+    found = open_model(save(model, tmp_path), "model.xml", EngineOptions())
+    (answer,) = found.infer({"ids": np.array([[-5, 2**31 - 1]])}).values()
+    np.testing.assert_array_equal(answer, np.array([[-5, 2**31 - 1]], np.float32))
+    for number in (2**32 + 3, 2**31, -(2**31) - 1, -(2**63)):
+        with pytest.raises(MalformedInput, match="over 32 bits"):
+            found.infer({"ids": np.array([[1, number]])})
+    found.close()

@@ -26,6 +26,8 @@ SMALL_BYTES = 4 << 20
 """A model with fewer bytes of weights is done sooner than it is called: rows are put together for it."""
 SMALL_ROWS = 64
 _HINTS = {"": "f32", "int8": "f32", "fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_WIDE = ("INT64", "UINT64", "UINT32")
+_INT32 = np.iinfo(np.int32)
 _DATATYPES: dict[str, Datatype] = {
     "boolean": "BOOL",
     "u8": "UINT8",
@@ -136,11 +138,14 @@ class OpenVinoEngine:
         self.rows = rows if self.schema.joins else 1
         self._names = [spec.name for spec in self.schema.inputs]
         self._given = [spec.name for spec in self.schema.outputs]
+        self._wide = [spec.name for spec in self.schema.inputs if spec.datatype in _WIDE]
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.streams):
             self._requests.put(compiled.create_infer_request())
 
     def infer(self, inputs: Arrays) -> dict[str, Array]:
+        for name in self._wide:
+            self._check_range(name, inputs[name])
         request = self._requests.get()
         try:
             found = request.infer([inputs[name] for name in self._names], share_inputs=True)
@@ -159,6 +164,13 @@ class OpenVinoEngine:
         while not self._requests.empty():
             self._requests.get_nowait()
         self._compiled, self._keep = None, ()
+
+    def _check_range(self, name: str, array: Array) -> None:
+        """The CPU plugin computes whole numbers with 32 bits, and would drop the others without a word."""
+        if array.size and not (int(array.min()) >= _INT32.min and int(array.max()) <= _INT32.max):
+            raise self.schema.refusal(
+                f"input {name!r} has numbers over 32 bits, which OpenVINO does not compute with"
+            )
 
     def _refused(self, _: RuntimeError) -> MalformedInput:
         """A model with sizes that depend on each other finds this out only when it runs."""
