@@ -56,6 +56,7 @@ def test_each_form_is_read(schema: ModelSchema, document: Any) -> None:
         (SCHEMA, [], r"found x FP32\[1,0\]"),
         (SCHEMA, 7, "no JSON of the model's inputs"),
         (SCHEMA, {"instances": []}, "not a list of rows"),
+        (SCHEMA, {"instances": [1, 2]}, r"found x FP32\[2\]"),
         (SCHEMA, {"instances": [{"z": [1, 2]}]}, "a row of instances has other inputs"),
         (TWO, {"ids": [[1, 2, 3]]}, "'flag' is missing"),
         (TWO, {"ids": [[1, 2, 3.5]], "flag": [True]}, "elements that are not INT64"),

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from cloister.engines.files import ModelFiles
 from cloister.engines.schema import ModelSchema, TensorSpec
 from cloister.engines.spec import EngineSpec, OutputSpec, ServedSpec, TopSpec
-from cloister.errors import ConfigError
+from cloister.errors import ConfigError, MalformedInput
+from cloister.serve.direct.gate import InputGate
+from cloister.serve.direct.inputs import Given
 from cloister.serve.direct.model import DirectModel, Ready, group
 from cloister.serve.direct.outputs import OutputWriter, read_labels
 from cloister.serve.direct.session import DirectHandler, capacity_of, is_quick, lanes_of
@@ -130,6 +132,49 @@ def test_an_answer_without_rows_is_a_failure(body: bytes) -> None:
     assert outcome.fault is not None
 
 
+@pytest.mark.parametrize(("finds", "answer"), [([[1, 2], [3, 4]], [[1, 2], [3, 4]]), (5, 5)])
+def test_an_answer_that_is_no_row_for_a_row_is_whole(finds: Any, answer: Any) -> None:
+    """A detector's finds in one picture are several rows, and a sum is none: nothing is left out."""
+
+    class Detector(Doubler):
+        def infer(self, inputs: Any) -> Any:
+            return {"y": np.asarray(finds, np.float32)}
+
+    (outcome,) = handler(engine=Detector()).run([request(b"[1, 2]")])
+    assert json.loads(outcome.body) == answer
+    body = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }") + bytes(8)
+    (outcome,) = handler(engine=Detector()).run([request(body, "application/octet-stream")])
+    np.testing.assert_array_equal(np.load(io.BytesIO(outcome.body)), answer)
+
+
+def test_of_two_classes_of_one_name_the_higher_score_counts() -> None:
+    """Bird and machine are both called crane; a sure bird is not answered with the machine's score."""
+    top = TopSpec(count=3, labels="names.json", softmax=False)
+    writer = OutputWriter(SCHEMA, OutputSpec(top=top), ModelFiles({"names.json": b'["crane","dog","crane"]'}))
+    outputs = {"y": np.array([[0.9, 0.08, 0.02]], np.float32)}
+    body, _ = writer.write(request(b"[]"), Given({}, 1, "named", True), outputs)
+    assert json.loads(body) == pytest.approx({"crane": 0.9, "dog": 0.08})
+
+
+def test_an_input_without_dimensions_is_a_number() -> None:
+    """A temperature beside the rows: the frontend takes it as the worker does, and one row stays one row."""
+
+    class Scaled(Doubler):
+        def infer(self, inputs: Any) -> Any:
+            return {"y": inputs["x"] * inputs["by"]}
+
+    engine = Scaled()
+    engine.schema = ModelSchema((*SCHEMA.inputs, TensorSpec("by", "FP32", ())), SCHEMA.outputs)
+    content = b'{"x": [1, 2], "by": 0.5}'
+    InputGate(engine.schema, most_bytes=512).check([(b"content-type", b"application/json")], content)
+    (outcome,) = handler(engine=engine).run([request(content)])
+    assert json.loads(outcome.body) == [0.5, 1]
+    with pytest.raises(MalformedInput, match=r"by FP32\[1\]"):
+        InputGate(engine.schema, most_bytes=512).check(
+            [(b"content-type", b"application/json")], b'{"x": [1, 2], "by": [0.5]}'
+        )
+
+
 def test_the_top_classes_have_names() -> None:
     """The highest scores with their labels, as probabilities that sum to one."""
     spec = ServedSpec(ENGINE, output=OutputSpec(top=TopSpec(count=2, labels="names.json")))
@@ -171,8 +216,6 @@ def test_groups_are_of_one_size() -> None:
     """Requests whose other sizes differ do not go together."""
 
     def ready(number: int, width: int) -> Ready:
-        from cloister.serve.direct.inputs import Given
-
         arrays = {"x": np.zeros((1, width), np.float32)}
         return Ready(request(b"[]", number=number), Given(arrays, 1, "named", False))
 
@@ -200,8 +243,6 @@ def test_several_outputs_come_by_name() -> None:
     schema = ModelSchema(SCHEMA.inputs, (TensorSpec("a", "FP32", (-1,)), TensorSpec("b", "FP32", (-1,))))
     writer = OutputWriter(schema, OutputSpec(), ModelFiles({}))
     outputs = {"a": np.array([1.0, 2.0]), "b": np.array([3.0, 4.0])}
-    from cloister.serve.direct.inputs import Given
-
     named, _ = writer.write(request(b"[]"), Given({}, 2, "named", False), outputs)
     assert json.loads(named) == {"a": [1, 2], "b": [3, 4]}
     rows, _ = writer.write(request(b"[]"), Given({}, 2, "instances", False), outputs)

@@ -143,6 +143,40 @@ def test_many_pictures_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> 
                 reader.read(item)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_pictures_in_instances_are_predictions(count: int) -> None:
+    """However many there are: a client reads the same form for one as for two."""
+    reader = inputs.InputReader(
+        ModelSchema((TensorSpec("x", "FP32", (-1, 3, -1, -1)),), ()), InputSpec(image=ImageSpec())
+    )
+    text = base64.b64encode(picture(30, 20)).decode()
+    for document, form in (({"instances": [{"b64": text}] * count}, "instances"), (text, "picture")):
+        item = Incoming(1, "1", Head({}, "application/json", True, None), b"", json.dumps(document).encode())
+        item.prepare()
+        given = reader.read(item)
+        assert (given.form, given.single) == (form, form == "picture")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_values_of_16_bits_keep_their_shades(kind: str) -> None:
+    """A scan of 65,536 shades is not made white: each is the nearest of 256 below."""
+    shades = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(shades).save(buffer, kind)
+    tensor = TensorSpec("x", "UINT8", (-1, 1, -1, -1))
+    found = PictureReader(ImageSpec(color="gray"), tensor).read(buffer.getvalue())
+    np.testing.assert_array_equal(found[0, 0], shades >> 8)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_values_without_a_known_white_are_refused(kind: type) -> None:
+    """Nobody can say what of a TIFF of fractions is white: an answer to it would be a guess."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ones((8, 8), kind)).save(buffer, "TIFF")
+    with pytest.raises(MalformedInput, match="no known white"):
+        PictureReader(ImageSpec(), FLOATS).read(buffer.getvalue())
+
+
 def test_without_pillow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever lacks the package is told what brings it."""
     monkeypatch.setitem(sys.modules, "PIL", None)

@@ -63,17 +63,19 @@ def check_columns(columns: Columns, schema: ModelSchema) -> None:
     """
     declared = []
     for spec in schema.inputs:
-        flat, shape = flatten(columns.values[spec.name])
+        value = columns.values[spec.name]
+        flat, lengths = flatten(value)
+        shape = tuple(lengths) if isinstance(value, list | tuple) else ()
         found = found_type(flat, spec)
         if found is None:
             raise schema.refusal(f"input {spec.name!r} has elements that are not {spec.datatype}")
-        declared.append(TensorSpec(spec.name, spec.datatype, with_rows(tuple(shape), spec)))
+        declared.append(TensorSpec(spec.name, spec.datatype, with_rows(shape, spec, columns.kind)))
     schema.check_declared(declared)
 
 
-def with_rows(shape: tuple[int, ...], spec: TensorSpec) -> tuple[int, ...]:
-    """``shape`` with a first dimension of 1 where it is one row without it."""
-    return (1, *shape) if len(shape) == len(spec.shape) - 1 else shape
+def with_rows(shape: tuple[int, ...], spec: TensorSpec, kind: Kind) -> tuple[int, ...]:
+    """``shape`` with a first dimension of 1 where it is one row without it; instances are rows already."""
+    return (1, *shape) if kind == "named" and len(shape) == len(spec.shape) - 1 else shape
 
 
 def found_type(flat: list[Any], spec: TensorSpec) -> str | None:

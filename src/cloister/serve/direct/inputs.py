@@ -73,7 +73,7 @@ class InputReader:
         if self._pictures is not None:
             rows = _pictures_in(body)
             if rows:
-                return self._read_pictures(rows, "picture" if len(rows) == 1 else "instances")
+                return self._read_pictures(rows, "instances" if _has_instances(body) else "picture")
         return self._read_document(body)
 
     def _body(self, request: Incoming) -> Any:
@@ -116,8 +116,9 @@ class InputReader:
                 array = decode_nested(spec.datatype, columns.values[spec.name])
             except MalformedInput as error:
                 raise self._schema.refusal(f"input {spec.name!r}: {error.message}") from error
-            shape = with_rows(array.shape, spec)
-            singles.add(shape != array.shape)
+            shape = with_rows(array.shape, spec, columns.kind)
+            if spec.shape:
+                singles.add(shape != array.shape)
             arrays[spec.name] = array.reshape(shape)
         return self._checked(arrays, columns.kind, single=singles == {True})
 
@@ -151,10 +152,14 @@ def _read_npy(body: bytes | bytearray | memoryview) -> Array:
 
 def _pictures_in(document: Any) -> list[Any]:
     """Pictures as base64 text: one, or rows of them; empty if the document is something else."""
-    rows = document.get("instances") if isinstance(document, dict) else None
-    found = rows if isinstance(rows, list) and rows else [document]
+    found = document["instances"] if _has_instances(document) else [document]
     texts = [item["b64"] if isinstance(item, dict) and item.keys() == {"b64"} else item for item in found]
     return texts if all(isinstance(text, str) for text in texts) else []
+
+
+def _has_instances(document: Any) -> bool:
+    rows = document.get("instances") if isinstance(document, dict) else None
+    return isinstance(rows, list) and bool(rows)
 
 
 def _decoded(content: Any) -> bytes | bytearray | memoryview:

@@ -47,7 +47,7 @@ class OutputWriter:
         if given.form == "npy" and len(self._names) == 1:
             array = outputs[self._names[0]]
             buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, array[0] if given.single else array, allow_pickle=False)
+            np.lib.format.write_array(buffer, _one(array, given), allow_pickle=False)
             return buffer.getvalue(), NPY
         if self._top is not None:
             listed = self._top.name_rows(outputs)
@@ -96,7 +96,11 @@ class TopClasses:
         for row in scores:
             best = np.argpartition(-row, count - 1)[:count]
             best = best[np.argsort(-row[best], kind="stable")]
-            found.append({self._labels.get(int(place), str(place)): float(row[place]) for place in best})
+            named: dict[str, float] = {}
+            for place in best:
+                # Two classes may have one name (ImageNet's cranes): the higher score is the one that counts.
+                named.setdefault(self._labels.get(int(place), str(place)), float(row[place]))
+            found.append(named)
         return found
 
 
@@ -127,4 +131,6 @@ def _plain(array: Array) -> Any:
 
 
 def _one(rows: Any, given: Given) -> Any:
-    return rows[0] if given.single else rows
+    """The row that answers a row. What is no row for a row is answered whole: a detector's finds, a sum."""
+    plain = getattr(rows, "ndim", 1) == 0 or isinstance(rows, bool | int | float)
+    return rows[0] if given.single and not plain and len(rows) < 2 else rows

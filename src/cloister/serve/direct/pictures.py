@@ -23,6 +23,8 @@ Content = bytes | bytearray | memoryview
 MAX_PIXELS = 64 << 20
 """A picture with more is refused before it is decoded: 256 MB as RGBA."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+"""Pillow's names of modes with more than 8 bits a value."""
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 """How files of these formats begin."""
 
@@ -102,6 +104,8 @@ class PictureReader:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
                     raise MalformedInput(f"a picture of {width} x {height} is over {MAX_PIXELS} pixels")
+                if picture.mode in WIDE:
+                    picture = self._narrowed(picture)
                 if picture.mode != self._mode:
                     picture = picture.convert(self._mode)
                 return np.asarray(self._fit(picture))
@@ -111,6 +115,12 @@ class PictureReader:
             if isinstance(error, MemoryError):
                 raise
             raise MalformedInput("not a picture in a format that is known here, or a broken one") from error
+
+    def _narrowed(self, picture: Any) -> Any:
+        """16 bits as 8, the upper ones; Pillow's own conversion makes all that is not almost black white."""
+        if not picture.mode.startswith("I;16") and not (picture.mode == "I" and picture.format == "PNG"):
+            raise MalformedInput("a picture of fractions, or of numbers over 16 bits, has no known white")
+        return self._image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
 
     def _fit(self, picture: Any) -> Any:
         """Resized and cropped; of the resized picture, only what the crop keeps is made."""
