@@ -45,6 +45,24 @@ def test_many_rows_are_divided(rows: int, threads: int, shares: list[int]) -> No
     assert all((who == here) == (len(shares) == 1) for _, who in sums.asked)
 
 
+@pytest.mark.parametrize("owner", ["class", "booster"])
+def test_early_stopping_is_xgboosts_own(owner: str, tmp_path: Path) -> None:
+    """Its scikit-learn class predicts up to its best round, its ``Booster`` with all; files keep to that."""
+    xgboost = pytest.importorskip("xgboost")
+    x = np.random.default_rng(1).normal(size=(80, 5)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    model = xgboost.XGBClassifier(n_estimators=40, early_stopping_rounds=5, n_jobs=1)
+    model.fit(x[:60], y[:60], eval_set=[(x[60:], 1 - y[60:])], verbose=False)
+    booster = model.get_booster()
+    assert model.best_iteration + 1 < booster.num_boosted_rounds()
+    file = tmp_path / "m.ubj"
+    (model if owner == "class" else booster).save_model(file)
+    expected = model.predict_proba(x)[:, 1] if owner == "class" else booster.inplace_predict(x)
+    engine = open_engine("trees", ModelFiles.from_folder(tmp_path), "m.ubj", EngineOptions())
+    np.testing.assert_allclose(engine.infer({"x": x})["scores"][:, 0], expected, rtol=1e-6)
+    engine.close()
+
+
 @pytest.mark.parametrize("name", ["xgboost", "lightgbm", "sklearn"])
 def test_divided_rows_get_the_same_scores(name: str, tmp_path: Path) -> None:
     """Each library answers for two halves beside each other as for all rows in one thread."""

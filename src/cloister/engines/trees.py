@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -120,12 +121,27 @@ def _load_xgboost(content: bytes) -> Loaded:
         raise _missing("XGBoost") from error
     booster = xgboost.Booster({"nthread": 1}, model_file=bytearray(content))
     booster.set_param({"nthread": 1})
+    rounds = (0, rounds_of(booster))
     return Loaded(
-        lambda rows: np.asarray(booster.inplace_predict(rows, validate_features=False)),
+        lambda rows: np.asarray(
+            booster.inplace_predict(rows, iteration_range=rounds, validate_features=False)
+        ),
         booster.num_features(),
         "FP32",
         "FP32",
     )
+
+
+def rounds_of(booster: Any) -> int:
+    """How many rounds of an XGBoost model predict; 0 for all.
+
+    After early stopping XGBoost's scikit-learn classes predict with the rounds up to the best one, and write
+    into the file that it is theirs; a plain ``Booster`` predicts with all.
+    """
+    best = booster.attr("best_iteration")
+    if best is None or booster.attr("scikit_learn") is None:
+        return 0
+    return min(int(best) + 1, int(booster.num_boosted_rounds()))
 
 
 def _load_lightgbm(content: bytes) -> Loaded:

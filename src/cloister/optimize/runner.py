@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cloister.engines.trees import rounds_of
 from cloister.errors import ConfigError
 from cloister.optimize.job import Family
 from cloister.optimize.program import Program
@@ -100,10 +101,12 @@ def _tree_call(model: Any) -> Callable[[Arrays], dict[str, Array]]:
     library = type(model).__module__.partition(".")[0]
     native = library == "xgboost" and type(model).__name__ == "Booster"
 
+    rounds = (0, rounds_of(model)) if native else (0, 0)
+
     def call(inputs: Arrays) -> dict[str, Array]:
         features = next(iter(inputs.values()))
         if native:
-            return {"output": np.asarray(model.inplace_predict(features))}
+            return {"output": np.asarray(model.inplace_predict(features, iteration_range=rounds))}
         predict = getattr(model, "predict_proba", None) or model.predict
         return {"output": np.asarray(predict(features))}
 
