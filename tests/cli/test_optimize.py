@@ -73,11 +73,24 @@ def test_constraints_that_nothing_meets(data: Path) -> None:
         (["tests.optimize.models:picture_net", "--data", "DATA", "--max-accuracy-drop", "1%"], 2, "metric"),
         (["tests.optimize.models:picture_net", "--data", "DATA", "-o", "/nowhere/x.mar"], 2, "no folder"),
         (["tests.optimize.models:picture_net", "--data", "DATA", "--objective", "fun"], 2, "objective"),
+        (
+            ["tests.optimize.models:sleeper", "--data", "DATA", "-o", "x.mar", "--name", "a b"],
+            2,
+            "called 'a b'",
+        ),
+        (
+            ["tests.optimize.models:sleeper", "--data", "DATA", "-o", "x.mar", "--config-file", "LABELS"],
+            2,
+            "no file 'names.json'",
+        ),
     ],
 )
 def test_errors_are_one_line(data: Path, words: list[str], code: int, said: str) -> None:
     """What is wrong, and no traceback."""
-    done = run(*(str(data) if word == "DATA" else word for word in words))
+    labels = data.with_name("labels.yaml")
+    labels.write_text("output: {top: {labels: names.json}}")
+    places = {"DATA": str(data), "LABELS": str(labels)}
+    done = run(*(places.get(word, word) for word in words))
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,7 +59,7 @@ def optimize(
     ] = None,
     min_cosine: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Likeness to the original's outputs; 0.9 where there is no metric."),
+        typer.Option(min=0, max=1, help="Likeness to the original's outputs; 0.9 where no drop is limited."),
     ] = None,
     objective: Annotated[
         str, typer.Option(help="What is best: throughput, latency, memory or size.")
@@ -73,6 +74,14 @@ def optimize(
     config_file: Annotated[
         Path | None,
         typer.Option("--config-file", help="YAML settings for the archive, such as input: and output:."),
+    ] = None,
+    extra_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--extra-files",
+            "--extra-file",
+            help="Files for the archive, such as labels, folders or patterns, by commas; may be repeated.",
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="HTML report with plots to write.")] = None,
     search_mode: Annotated[
@@ -103,6 +112,7 @@ def optimize(
     if objective not in OBJECTIVES:
         raise ConfigError(f"objective {objective!r} is none of {', '.join(OBJECTIVES)}")
     _check_target(output, report)
+    packing = _Packing.of(output, name, version, config_file, extra_files or [])
     with _working_folder_on_path():
         source = parse_source(model)
         calibration = load_samples(data)
@@ -133,9 +143,8 @@ def optimize(
             if report is not None:
                 _write_report(result, report, model)
                 document["report"] = str(report)
-            if output is not None and result.best(servable=True) is not None:
-                settings = {"name": name or _model_name(output), "version": version}
-                document["archive"] = _pack(result, output, config_file, **settings)
+            if packing is not None and result.best(servable=True) is not None:
+                document["archive"] = packing.pack(result)
     if as_json:
         show_json(document)
     else:
@@ -144,6 +153,64 @@ def optimize(
         raise typer.Exit(INTERRUPTED)
     if result.best(servable=output is not None) is None:
         raise PolicyDenied("no method fits the constraints", reasons=_near_misses(result))
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """What the best is packed with, looked at before an hour is spent on the search."""
+
+    target: Path
+    name: str
+    version: str
+    settings: dict[str, Any]
+    extra_files: list[Path]
+
+    @classmethod
+    def of(
+        cls, target: Path | None, name: str | None, version: str, config_file: Path | None, extra: list[str]
+    ) -> _Packing | None:
+        from cloister.serve.direct.outputs import read_labels
+        from cloister.serve.direct.pack import files_of, read_served, read_settings
+        from cloister.serve.pack import expand_files
+        from cloister.serve.sources import is_model_name
+
+        if target is None:
+            return None
+        name = name or target.name.partition(".")[0]
+        if not is_model_name(name):
+            raise ConfigError(f"no model can be called {name!r}", hint="give --name")
+        settings, files = read_settings(config_file), expand_files(extra)
+        # Any engine will do: it is the other sections that matter here.
+        served = read_served({**settings, "engine": {"kind": "any", "file": "any"}})
+        labels = "" if served.output.top is None else served.output.top.labels
+        if labels:
+            packed = files_of(files)
+            if labels not in packed:
+                raise ConfigError(f"output.top.labels: no file {labels!r}", hint="give it with --extra-files")
+            read_labels(packed.read(labels))
+        settings.pop("engine", None)
+        return cls(target, name, version, settings, files)
+
+    def pack(self, result: Result) -> str:
+        """Write the archive of the best form that can be served; returns its path."""
+        from cloister.optimize.deploy import engine_options, main_file
+        from cloister.serve.direct.pack import pack_model
+
+        row = result.best(servable=True)
+        assert row is not None
+        assert row.method is not None
+        model = main_file(row)
+        pack_model(
+            self.target,
+            name=self.name,
+            version=self.version,
+            model=model,
+            kind=row.method.kind,
+            options=engine_options(row, result.goal.objective),
+            settings=self.settings,
+            extra_files=[*self.extra_files, *model.parent.glob("*.data")],
+        )
+        return str(self.target)
 
 
 def _search(plan: Plan, workspace: Workspace, *, quiet: bool) -> Result:
@@ -195,27 +262,6 @@ def _tell(result: Result, document: dict[str, Any]) -> None:
         errors.print("interrupted: what was not tried yet is missing", style="yellow")
 
 
-def _pack(result: Result, output: Path, config_file: Path | None, *, name: str, version: str) -> str:
-    from cloister.optimize.deploy import engine_options, main_file
-    from cloister.serve.direct.pack import pack_model, read_settings
-
-    row = result.best(servable=True)
-    assert row is not None
-    assert row.method is not None
-    settings = read_settings(config_file)
-    settings.pop("engine", None)
-    pack_model(
-        output,
-        name=name,
-        version=version,
-        model=main_file(row),
-        kind=row.method.kind,
-        options=engine_options(row, result.goal.objective),
-        settings=settings,
-    )
-    return str(output)
-
-
 def _write_report(result: Result, path: Path, model: str) -> None:
     from cloister.optimize.report import render_report
 
@@ -232,15 +278,6 @@ def _near_misses(result: Result) -> tuple[str, ...]:
         for row in result.rows
         if row.measured is not None
     )
-
-
-def _model_name(output: Path) -> str:
-    from cloister.serve.sources import is_model_name
-
-    name = output.name.partition(".")[0]
-    if not is_model_name(name):
-        raise ConfigError(f"no model can be called {name!r}", hint="give --name")
-    return name
 
 
 def _check_target(*paths: Path | None) -> None:

@@ -114,11 +114,11 @@ def read_served(document: Mapping[str, Any]) -> ServedSpec:
     return spec
 
 
-def check_served(spec: ServedSpec, paths: Sequence[Path]) -> Engine:
-    """Load the model as a worker would, with all that its settings name.
+def files_of(paths: Sequence[Path]) -> ModelFiles:
+    """Files, and folders with all that is in them, as an archive holds them.
 
     Raises:
-        ConfigError: as a worker would.
+        ConfigError: one is not there.
     """
     places: dict[str, Path] = {}
     for path in paths:
@@ -128,7 +128,16 @@ def check_served(spec: ServedSpec, paths: Sequence[Path]) -> Engine:
             places[path.name] = path
         else:
             raise ConfigError(f"cannot pack {path}: no such file")
-    files = ModelFiles.from_paths(places)
+    return ModelFiles.from_paths(places)
+
+
+def check_served(spec: ServedSpec, paths: Sequence[Path]) -> Engine:
+    """Load the model as a worker would, with all that its settings name.
+
+    Raises:
+        ConfigError: as a worker would.
+    """
+    files = files_of(paths)
     engine = open_engine(spec.engine.kind, files, spec.engine.file, options_of(spec))
     try:
         InputReader(engine.schema, spec.input)
