@@ -82,6 +82,13 @@ def crasher() -> nn.Module:
     os.abort()
 
 
+def forked() -> nn.Module:
+    """Ends its process, but for a copy of it that holds what it had open."""
+    if os.fork() == 0:
+        time.sleep(600)
+    os.abort()
+
+
 def needy() -> nn.Module:
     """Needs a package that nobody has."""
     import cloister_no_such_package  # type: ignore[import-not-found]  # noqa: F401
@@ -112,6 +119,11 @@ def parent() -> nn.Module:
 def nothing() -> int:
     """No model at all."""
     return 7
+
+
+def confused(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:
+    """A metric with a fault of its own."""
+    raise IndexError("there is no such class")
 
 
 def error_rate(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:

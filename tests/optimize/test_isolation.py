@@ -40,12 +40,21 @@ def test_a_model_is_measured(tmp_path: Path) -> None:
     assert event.measured.memory_bytes > 1 << 26
 
 
+def test_memory_is_the_processs_own(tmp_path: Path) -> None:
+    """What the one that searches holds, such as the model and its data, is not the method's."""
+    held = np.ones(1 << 30, np.uint8)
+    event = attempt(tmp_path, "picture_net")
+    assert event.measured is not None, event
+    assert event.measured.memory_bytes < held.nbytes
+
+
 @pytest.mark.parametrize(
     ("factory", "status", "reason"),
     [
         ("needy", Status.LACK_DEPENDENCY, "cloister_no_such_package"),
         ("broken", Status.FAIL_TO_FORWARD, "no forward today"),
         ("crasher", Status.FAIL_TO_CONVERT, "SIGABRT"),
+        ("forked", Status.FAIL_TO_CONVERT, "SIGABRT"),
         ("nothing", Status.FAIL_TO_CONVERT, "no model"),
         ("absent", Status.FAIL_TO_CONVERT, "has no absent"),
     ],

@@ -90,6 +90,8 @@ class _Watch:
                     last = self._take(content)
                     if last is not None:
                         return last
+                elif self._process.poll() is not None and not selector.select(0):
+                    return self._ended()  # something that it has started holds the pipe open
                 if time.monotonic() > until:
                     return _failed(Status.TIMED_OUT, f"no result after {limit_s:.0f} s")
                 if memory_bytes and session_memory(self._process.pid) > memory_bytes:
