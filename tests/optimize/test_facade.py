@@ -92,6 +92,7 @@ def test_quantize_save_and_load(tmp_path: Path) -> None:
     quantized = InferenceOptimizer.quantize(model, calib_data=models.sentences(), thread_num=1)
     InferenceOptimizer.save(quantized, tmp_path / "int8")
     quantized.close()
+    assert quantized.description["streams"] == 1, "one request after the other is to have all threads"
     again = InferenceOptimizer.load(tmp_path / "int8")
     inputs: dict[str, Any] = models.sentences()[2]
     found = again(**inputs)
@@ -150,3 +151,11 @@ def test_wrong_words(arguments: dict[str, Any], word: str) -> None:
     """They are refused in words before anything is made."""
     with pytest.raises(ConfigError, match=word):
         InferenceOptimizer.quantize(nn.Identity(), **arguments)
+
+
+def test_accelerators_and_precisions_that_no_method_has() -> None:
+    """They do not mean that all methods are wanted."""
+    with pytest.raises(ConfigError, match="no method is of these"):
+        InferenceOptimizer().optimize(
+            nn.Identity(), training_data=[torch.zeros(1, 2)], accelerator=["jit"], precision=["int8"]
+        )

@@ -7,7 +7,7 @@ import pytest
 from sklearn import metrics as reference
 
 from cloister.errors import ConfigError, MalformedInput
-from cloister.optimize.metrics import METRICS, find_metric, mean_cosine
+from cloister.optimize.metrics import METRICS, align, find_metric, mean_cosine
 
 RANDOM = np.random.default_rng(3)
 SCORES = RANDOM.normal(size=(200, 7))
@@ -55,6 +55,15 @@ def test_unknown_metrics_and_wrong_shapes_are_refused() -> None:
         METRICS["top5"].score(np.zeros((3, 4)), np.zeros(3))
     with pytest.raises(MalformedInput):
         METRICS["rmse"].score(np.zeros((3, 4)), np.zeros(3))
+
+
+def test_scores_are_compared_in_the_originals_form() -> None:
+    """An engine's one column is a library's plain numbers, or the second of a classifier's two."""
+    column = np.array([[0.25], [1.0]])
+    np.testing.assert_array_equal(align(column, np.array([0.25, 1.0])), [0.25, 1.0])
+    np.testing.assert_array_equal(align(column, np.array([[0.75, 0.25], [0.0, 1.0]])), [[0.75, 0.25], [0, 1]])
+    for other in (np.zeros((2, 3)), np.ones((2, 2)), column):
+        assert align(column, other) is column
 
 
 def test_cosine_of_rows() -> None:

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -197,6 +198,75 @@ def test_files_of_trees_are_optimized(make: str, kind: type, tmp_path: Path) -> 
         pack_model(tmp_path / "t.mar", name="t", version="1", model=model, **settings)  # type: ignore[arg-type]
     with zipfile.ZipFile(tmp_path / "t.mar") as archive:
         assert model.name in archive.namelist()
+
+
+def test_weights_beside_an_onnx_model_go_with_it(tmp_path: Path) -> None:
+    """PyTorch's exporter writes them into a file of their own; INT8 is compared with what it was made of."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("nncf")
+    made = MODELS["onnxruntime"](tmp_path)
+    if made is None:
+        pytest.skip("its packages are not installed")
+    file = tmp_path / "big.onnx"
+    onnx.save_model(
+        onnx.load(made.file), file, save_as_external_data=True, location="big.onnx.data", size_threshold=0
+    )
+    plan = Plan(
+        source=parse_source(str(file)),
+        calibration=Samples((made.inputs,)),
+        includes=("openvino_int8", "onnxruntime_int8"),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        result = search(plan, workspace)
+        assert [row.name for row in result.rows] == ["onnxruntime_fp32", "openvino_int8", "onnxruntime_int8"]
+        assert result.rows[0].status is Status.SUCCESSFUL, result.rows[0].reason
+        # So small a net gains nothing, but it is converted.
+        assert {row.status for row in result.rows} <= {Status.SUCCESSFUL, Status.EARLY_STOPPED}
+        assert result.original is result.rows[0]
+        assert (main_file(result.rows[0]).parent / "big.onnx.data").is_file()
+
+
+def early_stopped(x: Any, y: Any) -> Any:
+    """Goes on for rounds that make it worse, which its class leaves out."""
+    xgboost = pytest.importorskip("xgboost")
+    model = xgboost.XGBClassifier(n_estimators=40, early_stopping_rounds=5, n_jobs=1)
+    model.fit(x[:60], y[:60], eval_set=[(x[60:], 1 - y[60:])], verbose=False)
+    assert model.best_iteration + 1 < model.get_booster().num_boosted_rounds()
+    return model
+
+
+def two_classes(x: Any, y: Any) -> Any:
+    """A library that gives one probability, and its class that gives two."""
+    lightgbm = pytest.importorskip("lightgbm")
+    return lightgbm.LGBMClassifier(n_estimators=5, n_jobs=1, verbose=-1).fit(x, y)
+
+
+def one_number(x: Any, y: Any) -> Any:
+    """A forest that gives a number for a row, where its engine gives a column."""
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    return ensemble.RandomForestRegressor(5, random_state=1).fit(x, x[:, 1] + y)
+
+
+@pytest.mark.parametrize("make", [early_stopped, two_classes, one_number])
+def test_trees_of_scikit_learns_interface_are_optimized(
+    make: Callable[[Any, Any], Any], tmp_path: Path
+) -> None:
+    """The engine's answers are the ones of the object's own ``predict_proba`` or ``predict``."""
+    joblib = pytest.importorskip("joblib")
+    x = np.random.default_rng(1).normal(size=(80, 5)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    joblib.dump(make(x, y), tmp_path / "model.joblib")
+    plan = Plan(
+        source=parse_source(str(tmp_path / "model.joblib")),
+        calibration=Samples(({"x": x},), (y,)),
+        includes=("trees",),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row("trees")
+    assert row.status is Status.SUCCESSFUL, row.reason
+    assert row.cosine == pytest.approx(1, abs=1e-6)
 
 
 def job(tmp_path: Path, factory: str, data: Samples) -> Job:

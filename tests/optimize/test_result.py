@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from cloister.errors import ConfigError
@@ -62,6 +65,30 @@ def test_the_best_under_constraints(goal: Goal, best: str | None) -> None:
     """Half a percent of accuracy means half a point."""
     found = Result(ROWS, goal, METRICS["accuracy"]).best()
     assert (found.name if found else None) == best
+
+
+def test_a_way_to_run_that_is_too_slow_is_not_the_best() -> None:
+    """Two streams do more together, and each takes longer than the caller may wait."""
+    two = (Timing(1, 1, 80, 8), Timing(2, 1, 100, 16))
+    for limit_s, streams in ((0.010, 1), (0.020, 2), (None, 2), (0.001, 2)):
+        found = row("fast", 8, 0, method=INT8)
+        assert found.measured is not None
+        measured = msgspec.structs.replace(found.measured, timings=two)
+        found = replace(found, measured=measured, folder=Path("x"), max_latency_s=limit_s)
+        assert engine_options(found)["streams"] == streams
+        assert found.to_mapping()["timings"][1]["p50_ms"] == 16
+
+
+def test_what_is_less_exact_is_no_measure() -> None:
+    """Where neither the original nor an exact form works, INT8 is not compared with itself: it loses."""
+    rows = (
+        Row("original", Status.FAIL_TO_FORWARD),
+        replace(row("openvino_int8", 1, 900, method=INT8), cosine=None),
+    )
+    for goal in (Goal(), Goal(max_drop=parse_drop("0.5%"))):
+        found = Result(rows, goal, METRICS["accuracy"])
+        assert found.original is None
+        assert found.best() is None
 
 
 def test_outputs_that_nobody_judges_must_be_alike() -> None:

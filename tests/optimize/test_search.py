@@ -127,6 +127,20 @@ def test_failures_are_rows_and_not_the_end() -> None:
     assert result.best() is None
 
 
+def test_a_metric_that_fails_is_a_row(tmp_path: Path) -> None:
+    """A user's own function may raise anything: the search goes on, and says what."""
+    data = gather(models.pictures())
+    place = "tests.optimize.models:confused"
+    judged = plan(
+        "picture_net", data, validation=data, metric=load_metric(place), metric_place=place,
+        includes=("torch_bf16",),
+    )  # fmt: skip
+    with Workspace(tmp_path) as workspace:
+        result = search(judged, workspace)
+    assert [row.status for row in result.rows] == [Status.FAIL_TO_FORWARD] * 2
+    assert all("IndexError: there is no such class" in row.reason for row in result.rows)
+
+
 def test_no_time_left_is_a_status() -> None:
     """What the budget does not suffice for is not tried."""
     data = gather([np.zeros((4, 1, 16, 16), np.float32)])

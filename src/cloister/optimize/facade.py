@@ -374,7 +374,10 @@ def _wanted(
         for method in METHODS
         if (kinds is None or method.kind in kinds) and (precisions is None or method.precision in precisions)
     )
-    return (*named, *fitting)
+    wanted = (*named, *fitting)
+    if not wanted:
+        raise ConfigError("no method is of these accelerators and precisions", hint="leave one of them out")
+    return wanted
 
 
 def _kind(accelerator: str | None) -> str:

@@ -82,6 +82,8 @@ class Timing(msgspec.Struct, frozen=True):
     rows: int
     """Requests that were put together for one inference."""
     per_s: float
+    p50_ms: float = 0.0
+    """Of one request alone, run so: several streams share the cores, and each is slower than one."""
 
 
 class Artifact(msgspec.Struct, frozen=True):

@@ -114,6 +114,20 @@ def find_metric(name: str) -> Metric:
     return metric
 
 
+def align(found: Array, original: Array) -> Array:
+    """The same numbers in the original's form: one column as none, or as the two of a classifier.
+
+    Engines for trees give a column of scores, where libraries give numbers alone, or beside the probability
+    of yes that of no.
+    """
+    if found.shape == (len(original), 1):
+        if original.ndim == 1:
+            return found[:, 0]
+        if original.shape == (len(original), 2) and np.allclose(original.sum(axis=1), 1, atol=1e-3):
+            return np.concatenate([1 - found, found], axis=1)
+    return found
+
+
 def mean_cosine(found: Sequence[Array], original: Sequence[Array]) -> float:
     """The mean cosine of each row of the outputs with the original's; 0 where a value is not finite.
 

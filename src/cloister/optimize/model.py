@@ -11,7 +11,7 @@ from cloister.engines.engine import Engine, EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.table import open_engine
 from cloister.errors import ConfigError, MalformedInput
-from cloister.optimize.deploy import copy_model, engine_options
+from cloister.optimize.deploy import copy_model
 from cloister.optimize.result import Row
 from cloister.optimize.samples import as_array
 
@@ -39,16 +39,16 @@ class OptimizedModel:
         """
         if row.folder is None or row.method is None:
             raise ConfigError(f"{row.name} has no form of its own", hint="it is the original")
-        if row.best_timing is not None:
-            options = engine_options(row)
-        else:
-            options = {"precision": row.method.precision, "compiled": row.method.compiled}
         described = {
             "method": row.name,
             "kind": row.method.kind,
             "file": row.file,
             "threads": threads,
-            **options,
+            "precision": row.method.precision,
+            "compiled": row.method.compiled,
+            # It is called for one request after the other: each is to have all threads.
+            "streams": 1,
+            "rows": 1,
         }
         return cls(_open(row.folder, described), described, row, held)
 

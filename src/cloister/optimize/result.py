@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from cloister.optimize.quantities import Drop
 Objective = Literal["throughput", "latency", "memory", "size"]
 OBJECTIVES: tuple[Objective, ...] = ("throughput", "latency", "memory", "size")
 UNJUDGED_COSINE = 0.9
-"""Where no metric judges them, outputs must be at least this much like the original's."""
+"""Where no limit of a metric judges them, outputs must be at least this much like the original's."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,27 @@ class Row:
     folder: Path | None = None
     """Of its artifact, where it has a form that can be served."""
     file: str = ""
+    max_latency_s: float | None = None
+    """The goal's: it is not run in a way in which one request takes longer, if there is another."""
 
     @property
     def best_timing(self) -> Timing | None:
-        """The way to run it with the highest throughput."""
+        """The way to run it with the highest throughput, of those that are quick enough."""
         if self.measured is None or not self.measured.timings:
             return None
-        return max(self.measured.timings, key=lambda timing: timing.per_s)
+        limit_ms = math.inf if self.max_latency_s is None else self.max_latency_s * 1e3
+        quick = [timing for timing in self.measured.timings if timing.p50_ms <= limit_ms]
+        return max(quick or self.measured.timings, key=lambda timing: timing.per_s)
 
     @property
     def servable(self) -> bool:
         """Whether it has a form for an archive; no sandbox lets a compiler start when a model is loaded."""
         return self.folder is not None and self.method is not None and not self.method.compiled
+
+    @property
+    def is_measure(self) -> bool:
+        """Whether others may be compared with it: the original, or another form that computes as exactly."""
+        return self.method is None or self.method.precision == "fp32"
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -64,14 +74,15 @@ class Row:
                 "streams": timing.streams,
                 "rows": timing.rows,
                 "timings": [
-                    {"streams": t.streams, "rows": t.rows, "per_s": t.per_s} for t in measured.timings
+                    {"streams": t.streams, "rows": t.rows, "per_s": t.per_s, "p50_ms": t.p50_ms}
+                    for t in measured.timings
                 ],
                 "memory_bytes": measured.memory_bytes,
                 "size_bytes": self.size_bytes,
                 "evaluated_rows": measured.evaluated_rows,
             }
         named = {"metric": self.metric, "drop": self.drop, "cosine": self.cosine}
-        found |= {name: value for name, value in named.items() if value is not None}
+        found |= {name: value for name, value in named.items() if value is not None and math.isfinite(value)}
         return found | {"took_s": self.took_s}
 
 
@@ -83,7 +94,7 @@ class Goal:
     max_drop: Drop | None = None
     max_latency_s: float | None = None
     min_cosine: float | None = None
-    """None: ``UNJUDGED_COSINE`` where there is no metric, and nothing where there is one."""
+    """None: ``UNJUDGED_COSINE`` where no metric limits the drop, and nothing where one does."""
 
     def objections(self, row: Row, original: Row | None, metric: Metric | None) -> list[str]:
         """Why a row is not acceptable, in words; nothing if it is."""
@@ -101,9 +112,11 @@ class Goal:
         if self.max_latency_s is not None and row.measured.p50_ms > self.max_latency_s * 1e3:
             found.append(f"takes {row.measured.p50_ms:.3g} ms, over {self.max_latency_s * 1e3:g} ms")
         least = self.min_cosine
-        if least is None and metric is None:
+        if least is None and (metric is None or self.max_drop is None):
             least = UNJUDGED_COSINE
-        if least is not None and row.cosine is not None and not row.cosine >= least:
+        if least is not None and row.cosine is None:
+            found.append("its outputs were not compared with the original's")
+        elif least is not None and row.cosine is not None and not row.cosine >= least:
             found.append(f"its outputs are like the original's to {row.cosine:.3f}, under {least:g}")
         return found
 
@@ -124,7 +137,7 @@ class Result:
     @property
     def original(self) -> Row | None:
         """The row that all others are compared with."""
-        return next((row for row in self.rows if row.status is Status.SUCCESSFUL), None)
+        return next((row for row in self.rows if row.status is Status.SUCCESSFUL and row.is_measure), None)
 
     def row(self, name: str) -> Row:
         """The row of a method.

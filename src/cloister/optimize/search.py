@@ -23,8 +23,8 @@ from cloister.errors import CloisterError, ConfigError, MalformedInput, MissingD
 from cloister.optimize.isolation import available_memory, run_job
 from cloister.optimize.job import Artifact, Event, Failure, Family, Job, Measured, Source, Stage, Status
 from cloister.optimize.machine import describe_machine
-from cloister.optimize.methods import DEFAULT, ORIGINAL, Method, choose_methods, find_method
-from cloister.optimize.metrics import Metric, mean_cosine
+from cloister.optimize.methods import DEFAULT, METHODS, ORIGINAL, Method, choose_methods, find_method
+from cloister.optimize.metrics import Metric, align, mean_cosine
 from cloister.optimize.recipes import RECIPES
 from cloister.optimize.result import Goal, Result, Row
 from cloister.optimize.samples import Samples
@@ -199,8 +199,9 @@ class _Search:
             excludes=self._plan.excludes,
             convolutions=measured.convolutions if measured else True,
         )
-        first = _ORIGINAL_IN_ENGINE.get(family)
-        return sorted(methods, key=lambda method: method.name != first)
+        # The measure of all others is there in any case, as the original is where it runs by itself.
+        first = [method for method in METHODS if method.name == _ORIGINAL_IN_ENGINE.get(family)]
+        return [*first, *(method for method in methods if method not in first)]
 
     def _keep(self, row: Row) -> Row:
         self._rows.append(row)
@@ -313,19 +314,28 @@ class _Search:
             return replace(row, status=failure.status, reason=failure.reason)
         try:
             row = self._compare(row, event.measured, _read_outputs(folder / "outputs.npz"))
-        except (CloisterError, OSError, ValueError) as error:
-            return replace(row, status=Status.FAIL_TO_FORWARD, reason=f"outputs: {error}"[:300])
-        if self._original is None:
+        except Exception as error:  # noqa: BLE001 (a metric may be the user's own, and raise anything)
+            what = "" if isinstance(error, CloisterError) else f"{type(error).__name__}: "
+            return replace(row, status=Status.FAIL_TO_FORWARD, reason=f"outputs: {what}{error}"[:300])
+        if self._original is None and row.is_measure:
             self._original = row
         return row
 
     def _compare(self, row: Row, measured: Measured, outputs: list[NDArray[Any]]) -> Row:
         plan = self._plan
-        row = replace(row, measured=measured, size_bytes=row.size_bytes or measured.size_bytes)
-        if self._reference is None:
+        row = replace(
+            row,
+            measured=measured,
+            size_bytes=row.size_bytes or measured.size_bytes,
+            max_latency_s=plan.goal.max_latency_s,
+        )
+        if self._reference is None and row.is_measure:
             self._reference, self._evaluated = outputs, measured.evaluated_rows
+        if self._reference is None:
+            return row
         if [len(part) for part in outputs] != [len(part) for part in self._reference]:
             raise MalformedInput("another number of rows than the original's")
+        outputs = [align(part, other) for part, other in zip(outputs, self._reference, strict=True)]
         row = replace(row, cosine=mean_cosine(outputs, self._reference))
         if plan.metric is None or plan.validation is None:
             return row

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,9 @@ from cloister.optimize.timing import Latency, measure_latency, measure_throughpu
 
 WORTH = 0.97
 """Rows are put together only if that takes less than this share of the time that they take apart."""
+STREAM_SAMPLES = 20
+STREAM_CAP_S = 2.0
+"""Of single calls where there are several streams."""
 Enter = Callable[[Stage], None]
 Open = Callable[[int, int], Runner]
 """Streams and rows to a runner."""
@@ -102,14 +104,15 @@ def _measure(job: Job, subject: _Subject, enter: Enter) -> Measured:
     for streams in subject.streams:
         if streams > 1:
             with _Opened(subject.open(streams, 1)) as several:
-                timings.append(_wave_timing(job, several, rows, Timing(streams, 1, 0.0), latency))
+                way = Timing(streams, 1, 0.0, _alone_ms(job, several, rows))
+                timings.append(_wave_timing(job, several, rows, way, latency))
     return Measured(
         mean_ms=latency.mean_ms,
         p50_ms=latency.p50_ms,
         p99_ms=latency.p99_ms,
         calls=latency.calls,
         timings=tuple(timings),
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        memory_bytes=_peak_bytes(),
         evaluated_rows=evaluated,
         input_names=tuple(subject.names),
     )
@@ -119,7 +122,7 @@ def _throughput(
     job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]], latency: Latency
 ) -> list[Timing]:
     """In one stream: rows one by one, and together if a try says that it may help."""
-    found = [_wave_timing(job, runner, rows, Timing(1, 1, 0.0), latency)]
+    found = [_wave_timing(job, runner, rows, Timing(1, 1, 0.0, latency.p50_ms), latency)]
     # A slow model is tried with fewer rows, so that the try does not take longer than all other measurements.
     count = min(job.concurrency, max(2, _calls_within(2 * job.throughput_s, latency)))
     if job.concurrency > 1:
@@ -132,7 +135,8 @@ def _throughput(
         except (CloisterError, RuntimeError, ValueError):
             return found  # a model of one row at a time
         if took_s * 1e3 < WORTH * latency.p50_ms * count:
-            found.append(_wave_timing(job, runner, rows, Timing(1, count, 0.0), latency))
+            way = Timing(1, count, 0.0, latency.p50_ms)
+            found.append(_wave_timing(job, runner, rows, way, latency))
     return found
 
 
@@ -155,6 +159,23 @@ def _wave_timing(
         runner.infer_each(requests[: way.streams])
     per_s, _ = measure_throughput(wave, seconds=job.throughput_s)
     return replace(way, per_s=per_s)
+
+
+def _alone_ms(job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]]) -> float:
+    """The median of single calls, where a few are enough."""
+    return measure_latency(
+        lambda number: runner.infer(rows[number % len(rows)]),
+        samples=min(STREAM_SAMPLES, job.latency_samples),
+        cap_s=STREAM_CAP_S,
+    ).p50_ms
+
+
+def _peak_bytes() -> int:
+    """The most that this process had; ``ru_maxrss`` would count what the one that started it has, too."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("the kernel does not say how much memory a process had")
 
 
 def _calls_within(seconds: float, latency: Latency) -> int:

@@ -5,6 +5,7 @@ Source: onnxruntime.ai, "Quantize ONNX models": on AVX-512 VNNI, activations uns
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ def make_onnx(job: Job, folder: Path) -> str:
     """The model as FP32 ONNX, with any number of rows."""
     if job.source.form == "onnx":
         (folder / FILE).symlink_to(job.source.place)
+        weights = Path(f"{job.source.place}.data")
+        if weights.is_file():  # under the name that the model has for it; a link to it would be refused
+            shutil.copyfile(weights, folder / weights.name)
         return FILE
     samples = Samples.load(Path(job.data))
     if job.family == "trees":
@@ -54,6 +58,7 @@ def make_onnx(job: Job, folder: Path) -> str:
 def make_int8(job: Job, folder: Path) -> str:
     """The ONNX of ``job.base``, quantized with the calibration data's ranges."""
     try:
+        import onnx
         from onnxruntime import InferenceSession, SessionOptions, quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
     except ImportError as error:
@@ -67,7 +72,8 @@ def make_int8(job: Job, folder: Path) -> str:
     names = [port.name for port in session.get_inputs()]
     del session
     rows = Samples.load(Path(job.data)).named(names).rows(min(job.calibration_rows, MAX_CALIBRATION_ROWS))
-    quant_pre_process(str(base), str(ready), skip_symbolic_shape=True)
+    # As an object: of a path it would lose the weights that lie beside it.
+    quant_pre_process(onnx.load(base), str(ready), skip_symbolic_shape=True)
     reader = _reader(quantization.CalibrationDataReader, rows)
     quantization.quantize_static(
         str(ready),
