@@ -26,9 +26,11 @@ _PARAMETER = re.compile(r';\s*([A-Za-z0-9_*-]+)=("(?:[^"\\]|\\.)*"|[^;\s]*)')
 _BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
 
-def parse_fields(body: memoryview, *, content_type: str, query: bytes) -> dict[str, Any]:
+def parse_fields(body: memoryview, *, content_type: str, query: bytes, decode: bool = True) -> dict[str, Any]:
     """The values of one request by field name.
 
+    Args:
+        decode: JSON and text are decoded; else every value is as it was sent.
     Raises:
         MalformedInput: a form or a query that breaks its format.
     """
@@ -38,12 +40,12 @@ def parse_fields(body: memoryview, *, content_type: str, query: bytes) -> dict[s
             fields[name] = bytearray(value)
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _MULTIPART:
-        fields.update(_parse_multipart(bytes(body), content_type))
+        fields.update(_parse_multipart(bytes(body), content_type, decode=decode))
     elif kind == _FORM:
         for name, value in _parse_pairs(bytes(body)):
             fields[name] = bytearray(value)
     else:
-        fields["body"] = decode_value(body, content_type)
+        fields["body"] = decode_value(body, content_type) if decode else bytearray(body)
     return fields
 
 
@@ -91,7 +93,7 @@ def _parse_pairs(raw: bytes) -> list[tuple[str, bytes]]:
         raise MalformedInput("form fields are not URL-encoded, or too many") from error
 
 
-def _parse_multipart(body: bytes, content_type: str) -> Iterator[tuple[str, Any]]:
+def _parse_multipart(body: bytes, content_type: str, *, decode: bool) -> Iterator[tuple[str, Any]]:
     """RFC 7578 form data; RFC 2046 section 5.1.1 for the delimiters, which must be well placed."""
     boundary = _parameters(content_type).get("boundary", "").encode()
     if not _BOUNDARY.fullmatch(boundary):
@@ -110,7 +112,8 @@ def _parse_multipart(body: bytes, content_type: str) -> Iterator[tuple[str, Any]
         if "name" not in placed:
             raise MalformedInput("multipart field without a name")
         # TorchServe takes the type of a file, and a field without a file name as bytes whatever it says.
-        kind = headers.get("content-type", "") if placed.keys() & {"filename", "filename*"} else ""
+        typed = decode and placed.keys() & {"filename", "filename*"}
+        kind = headers.get("content-type", "") if typed else ""
         yield placed["name"], decode_value(memoryview(value), kind)
 
 

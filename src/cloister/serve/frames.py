@@ -79,6 +79,8 @@ class Load(msgspec.Struct, tag="load", array_like=True, frozen=True):
     threads: int = 0
     """For numerical libraries; 0 leaves the choice to them."""
     sandbox: SandboxPlan = NO_SANDBOX
+    decode: bool = True
+    """JSON and text arrive decoded at the handler; else as the bytes that the caller sent."""
 
 
 class RequestItem(msgspec.Struct, array_like=True, frozen=True):

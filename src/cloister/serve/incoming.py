@@ -31,6 +31,8 @@ class Head(msgspec.Struct):
     """Plain JSON, which needs no look at the rest of the type."""
     model: tuple[str, str] | None = None
     """Name and version of the model, where the request is one of the Open Inference Protocol."""
+    decode: bool = True
+    """JSON and text are decoded; forms are taken apart in any case."""
 
 
 class Incoming(msgspec.Struct, eq=False):
@@ -64,15 +66,17 @@ class Incoming(msgspec.Struct, eq=False):
                 return
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 pass  # the careful way says what is wrong, or takes it after all
-        self.fields = parse_fields(memoryview(self.body), content_type=head.content_type, query=self.query)
+        body = memoryview(self.body)
+        self.fields = parse_fields(body, content_type=head.content_type, query=self.query, decode=head.decode)
         self.body = b""
 
 
 class Intake:
     """Takes frames apart; remembers heads that it has seen."""
 
-    def __init__(self, *, size: int = 512) -> None:
+    def __init__(self, *, size: int = 512, decode: bool = True) -> None:
         self._decode = HeadDecoder(size=size)
+        self._decode_values = decode
         self._known: dict[int, tuple[Any, Head]] = {}
         self._size = size
 
@@ -114,7 +118,9 @@ class Intake:
         named = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
         model = take_marks(named)
         content_type = named.get("content-type", "")
-        head = Head(named, content_type, content_type.startswith("application/json"), model)
+        decode = self._decode_values
+        json = decode and content_type.startswith("application/json")
+        head = Head(named, content_type, json, model, decode)
         if len(self._known) >= self._size:
             self._known.clear()
         self._known[id(headers)] = (headers, head)

@@ -72,6 +72,8 @@ class WorkerSpec:
     sandbox: SandboxPlan = NO_SANDBOX
     groups: WorkerGroups | None = None
     """Where each gets a control group of its own, if there can be any."""
+    decode: bool = True
+    """Handlers get JSON and text decoded."""
     environment: str = ""
     """Regular expression of the variables that each gets of the server's, besides a short list; open mode."""
 
@@ -168,6 +170,7 @@ class WorkerProcess(asyncio.Protocol):
             cores=place.cores,
             threads=place.threads,
             sandbox=plan,
+            decode=spec.decode,
         )
         try:
             ours.setblocking(False)

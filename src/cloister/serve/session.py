@@ -56,6 +56,7 @@ class Session:
         *,
         batch_size: int,
         idempotent: bool,
+        decode: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._frames = frames
@@ -63,7 +64,7 @@ class Session:
         self._batch_size = batch_size
         self._idempotent = idempotent
         self._clock = clock
-        self._intake = Intake()
+        self._intake = Intake(decode=decode)
         self._outbox = Outbox(frames)
         self._waiting: deque[Incoming] = deque()
         self._cancelled: set[int] = set()

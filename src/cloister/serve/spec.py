@@ -41,6 +41,7 @@ def worker_spec(
         metrics=read_model_metrics(Path(settings.metrics_config)) if settings.metrics_config else (),
         sandbox=plan_for(settings),
         groups=groups,
+        decode=settings.decode_requests,
         environment=_environment_of(settings),
     )
 

@@ -69,7 +69,10 @@ def _serve(frames: FrameSocket[ToWorker]) -> int:
 
         return serve_direct(frames, model, load)
     frames.write(Loaded())
-    return Session(frames, model, batch_size=load.batch_size, idempotent=load.idempotent).run()
+    session = Session(
+        frames, model, batch_size=load.batch_size, idempotent=load.idempotent, decode=load.decode
+    )
+    return session.run()
 
 
 def _load(frames: FrameSocket[ToWorker], load: Load) -> Handler | DirectModel | None:

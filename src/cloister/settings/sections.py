@@ -95,6 +95,8 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """TorchServe's metrics YAML: handlers find its ``model_metrics`` under their names; empty means none."""
     service_envelope: str = ""
     """TorchServe's form of requests around every handler: body, json, kserve or kservev2; empty for none."""
+    decode_requests: bool = True
+    """Give handlers JSON and text decoded; false gives them the bytes that the caller sent."""
     default_handler: str = ""
     """Open mode: handler of an archive that names none, by file, ``file:function`` or built-in name."""
     schema_check_bytes: int = 1 << 14

@@ -21,6 +21,28 @@ def handle(data, context):
 """
 
 
+RAW = """
+def handle(data, context):
+    return data and [[type(value).__name__ for value in row.values()] for row in data]
+"""
+
+
+def test_undecoded_requests(tmp_path: Path) -> None:
+    """With decode_input_request=false a handler gets what was sent, as SageMaker's configurations want it."""
+    (tmp_path / "store").mkdir()
+    shutil.move(pack(tmp_path, "m", RAW), tmp_path / "store" / "m.mar")
+    properties = {"load_models": "m.mar", "default_workers_per_model": 1, "decode_input_request": "false"}
+    with TorchServe(tmp_path, properties, ("--disable-token-auth",)) as server:
+        for kind in ("application/json", "text/csv", "image/png"):
+            answer = server.predict("/predictions/m", content=b"[1]", headers={"content-type": kind})
+            assert answer.json() == ["bytearray"]
+        part = {"data": ("x.json", b"[1]", "application/json")}
+        assert server.predict("/predictions/m", files=part).json() == ["bytearray"]
+        assert server.predict(
+            "/predictions/m", content=b"{", headers={"content-type": "application/json"}
+        ).json()
+
+
 def test_handlers_find_the_servers_environment(tmp_path: Path) -> None:
     """Variables, home folder and PYTHONPATH are the server's, as TorchServe's are; secrets not."""
     (tmp_path / "lib").mkdir()

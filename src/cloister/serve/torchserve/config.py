@@ -103,6 +103,7 @@ def serve_settings(configuration: Configuration) -> dict[str, Any]:
         "cors_methods": keys.text("cors_allowed_methods"),
         "cors_headers": keys.text("cors_allowed_headers"),
         "system_metrics": not keys.flag("disable_system_metrics"),
+        "decode_requests": keys.flag("decode_input_request", default=True),
         "skip_broken_models": True,
         "worker_environment": _passed_on(keys.text("blacklist_env_vars")),
     }
