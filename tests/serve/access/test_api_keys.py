@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def test_life_of_a_key(tmp_path: Path) -> None:
     assert find_record(records, short.encode(), NOW + timedelta(hours=1)) is None
     remove_api_key(path, "ci")
     assert find_record(read_api_keys(path), key.encode(), NOW) is None
+
+
+def test_writers_at_once(tmp_path: Path) -> None:
+    """Keys that are made at the same time are all there."""
+    path = tmp_path / "keys.jsonl"
+    with ThreadPoolExecutor(8) as pool:
+        keys = list(pool.map(lambda number: make_api_key(path, f"n{number}", now=NOW), range(40)))
+    records = read_api_keys(path)
+    assert all(find_record(records, key.encode(), NOW) for key in keys)
+    with pytest.raises(ConfigError):
+        make_api_key(tmp_path / "none" / "keys.jsonl", "ci", now=NOW)
 
 
 def test_names(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@ null. A plain hash is enough because a key is random and long: there is nothing 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,11 +64,6 @@ def make_api_key(
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{name[:40]!r} is not a name for a key", hint="letters, digits, . _ @ -")
-    records = read_api_keys(path) if path.exists() else {}
-    if any(record.name == name for record in records.values()):
-        raise ConfigError(
-            f"there is a key named {name} already", hint="remove it first, or choose another name"
-        )
     key = PREFIX + secrets.token_urlsafe(KEY_BYTES)
     record = ApiKey(
         name=name,
@@ -76,7 +73,13 @@ def make_api_key(
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         expires=None if expires is None else expires.astimezone(UTC).isoformat(timespec="seconds"),
     )
-    _write(path, [*records.values(), record])
+    with _alone(path):
+        records = read_api_keys(path) if path.exists() else {}
+        if any(former.name == name for former in records.values()):
+            raise ConfigError(
+                f"there is a key named {name} already", hint="remove it first, or choose another name"
+            )
+        _write(path, [*records.values(), record])
     return key
 
 
@@ -86,11 +89,12 @@ def remove_api_key(path: Path, name: str) -> None:
     Raises:
         ConfigError: no such key, or a file that cannot be used.
     """
-    records = read_api_keys(path)
-    left = [record for record in records.values() if record.name != name]
-    if len(left) == len(records):
-        raise ConfigError(f"there is no key named {name[:128]}")
-    _write(path, left)
+    with _alone(path):
+        records = read_api_keys(path)
+        left = [record for record in records.values() if record.name != name]
+        if len(left) == len(records):
+            raise ConfigError(f"there is no key named {name[:128]}")
+        _write(path, left)
 
 
 def read_api_keys(path: Path) -> dict[str, ApiKey]:
@@ -132,6 +136,20 @@ def _parse(line: str, origin: str) -> ApiKey:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{origin}: not a record of an API key") from error
     return record
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One writer at a time: of two, the later one would write what the earlier one has not seen."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"cannot use {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def _write(path: Path, records: list[ApiKey]) -> None:
