@@ -147,6 +147,21 @@ def test_an_answer_that_is_no_row_for_a_row_is_whole(finds: Any, answer: Any) ->
     np.testing.assert_array_equal(np.load(io.BytesIO(outcome.body)), answer)
 
 
+def test_a_model_that_cannot_compute_with_zeros_is_served() -> None:
+    """What it is warmed up with is nobody's request, so its failure is no reason not to load it."""
+
+    class Inverse(Doubler):
+        def infer(self, inputs: Any) -> Any:
+            if not inputs["x"].any():
+                raise RuntimeError("singular")
+            return super().infer(inputs)
+
+    model = DirectModel(Inverse(), ServedSpec(ENGINE), ModelFiles({}), show_text=False)
+    model.warm_up()
+    (outcome,) = DirectHandler(model).run([request(b"[1, 2]")])
+    assert json.loads(outcome.body) == [2, 4]
+
+
 def test_of_two_classes_of_one_name_the_higher_score_counts() -> None:
     """Bird and machine are both called crane; a sure bird is not answered with the machine's score."""
     top = TopSpec(count=3, labels="names.json", softmax=False)

@@ -38,10 +38,18 @@ class DirectModel:
         self._show_text = show_text
 
     def warm_up(self) -> None:
-        """Run once in each stream: an engine's first inference is slow, and is not to be a caller's."""
+        """Run once in each stream: an engine's first inference is slow, and is not to be a caller's.
+
+        A model that cannot compute with zeros, such as one that inverts a matrix, is served all the same.
+        """
         inputs = zero_inputs(self.engine.schema)
-        if inputs is not None:
+        if inputs is None:
+            return
+        try:
             self.engine.infer_each([inputs] * self.engine.streams)
+        except Exception as error:  # (a model may raise anything)
+            if isinstance(error, MemoryError):
+                raise
 
     def read(self, request: Incoming) -> Ready | Outcome:
         """The request's inputs, or the refusal of what is not the model's."""
