@@ -65,6 +65,23 @@ def test_sizes_that_no_schema_says_are_not_compiled() -> None:
         read_call(program, compiled=True)
 
 
+@pytest.mark.parametrize("wrong", [{"a": 5, "b": 9}, {"token": 50}])
+def test_what_a_program_finds_wrong_is_its_callers_fault(wrong: dict[str, int], tmp_path: Path) -> None:
+    """Sizes that do not go together, or a token that it has not: a refusal, as other engines give."""
+    if "token" in wrong:
+        program = exported(torch.nn.Embedding(50, 4), input=torch.zeros(2, 5, dtype=torch.int64))
+        inputs = {"input": np.full((1, 3), wrong["token"])}
+    else:
+        program = exported(Twice(), a=torch.zeros(2, 5), b=torch.zeros(2, 10))
+        inputs = {name: np.zeros((1, size), np.float32) for name, size in wrong.items()}
+    torch.export.save(program, tmp_path / "p.pt2")
+    engine = open_engine("torch", ModelFiles.from_folder(tmp_path), "p.pt2", EngineOptions())
+    engine.schema.check(inputs)
+    with pytest.raises(MalformedInput, match="could not compute with these inputs; expected"):
+        engine.infer(inputs)
+    engine.close()
+
+
 def test_no_more_rows_are_put_together_than_a_program_takes(tmp_path: Path) -> None:
     """A bound of the first size is one of the engine's rows too."""
     rows = torch.export.Dim("rows", max=8)

@@ -111,8 +111,15 @@ class TorchEngine:
     def infer(self, inputs: Arrays) -> dict[str, Array]:
         torch, forward = self._torch, self._forward
         assert forward is not None
-        with self._turns, torch.inference_mode(), self._precision():
-            found = forward({name: self._tensor(name, array) for name, array in inputs.items()})
+        tensors = {name: self._tensor(name, array) for name, array in inputs.items()}
+        try:
+            with self._turns, torch.inference_mode(), self._precision():
+                found = forward(tensors)
+        except (IndexError, AssertionError) as error:
+            # A token that the model has not, or sizes that an exported program does not take together.
+            if isinstance(error, AssertionError) and not str(error).startswith("Guard failed"):
+                raise
+            raise self.schema.refusal("the model could not compute with these inputs") from error
         return name_outputs(found, self.schema)
 
     def infer_each(self, batches: Sequence[Arrays]) -> list[dict[str, Array]]:
