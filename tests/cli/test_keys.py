@@ -264,3 +264,12 @@ def test_reasons_are_shown_as_they_are(folder: Path) -> None:
         assert shown.exit_code == 0, shown.exception
         assert "[/bold] lost" in shown.output
         assert "\x1b" not in shown.output
+
+
+def test_an_export_that_fails_leaves_no_file(folder: Path, tmp_path: Path) -> None:
+    """The next attempt can have the same name."""
+    target = tmp_path / "audit.jsonl"
+    words = ["keys", "audit", "export", str(target), "--folder", str(folder)]
+    assert isinstance(CliRunner().invoke(app, [*words, "--after", "99"]).exception, CloisterError)
+    assert not target.exists()
+    assert CliRunner().invoke(app, words).exit_code == 0

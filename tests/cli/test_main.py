@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -154,9 +155,23 @@ def test_a_demo_that_still_runs_is_not_replaced(tmp_path: Path) -> None:
     words = [sys.executable, "-c", "input()", "-m", "cloister", "serve", "-c", f"{folder}/server.toml"]
     with subprocess.Popen(words, stdin=subprocess.PIPE) as running:
         (folder / PIDS).write_text(f"{running.pid} 999999999\n")
+        while not Path(f"/proc/{running.pid}/cmdline").read_bytes():  # the kernel is still starting it
+            time.sleep(0.01)
         with pytest.raises(ConfigError, match="still running") as caught:
             Stage.create(folder)
         assert caught.value.hint == f"kill {running.pid}"
     assert (folder / PIDS).exists()
     shutil.rmtree(Stage.create(folder).plaintext)
     assert not (folder / PIDS).exists()
+
+
+def test_seal_without_a_broker_is_one_line(tmp_path: Path) -> None:
+    """Progress is for terminals: a log gets the error alone."""
+    (tmp_path / "model.bin").write_bytes(b"weights")
+    (tmp_path / "admin.token").write_text("token")
+    done = cloister(
+        "seal", "model.bin", "--name", "m", "--version", "1", "--signer", "signer.key", "--out", "m.sealed",
+        "--broker", "https://127.0.0.1:9", "--admin-token", "admin.token", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert done.stderr.count("\n") == 1, done.stderr

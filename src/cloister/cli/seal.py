@@ -60,7 +60,7 @@ def seal(
     columns = (TextColumn("sealing"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with (
         BrokerAdmin(broker, token=_read_token(admin_token), ca=broker_ca) as admin,
-        Progress(*columns, console=errors, transient=True) as progress,
+        Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress,
     ):
         task = progress.add_task("sealing", total=_size(source))
         container = seal_model(

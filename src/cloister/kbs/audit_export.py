@@ -73,10 +73,14 @@ def export_audit_log(settings: KeysSettings, target: Path, now: datetime, *, aft
     key = load_or_make_ed25519(Path(settings.folder) / "audit.key")
     entries = 0
     try:
-        with database.snapshot() as connection, target.open("x", encoding="utf-8") as file:
-            for line in export_audit(connection, key, now, after=after):
-                file.write(line)
-                entries += line.startswith('{"entry"')
+        with database.snapshot() as connection:
+            lines = export_audit(connection, key, now, after=after)
+            begin = next(lines)  # what cannot be exported leaves no file behind
+            with target.open("x", encoding="utf-8") as file:
+                file.write(begin)
+                for line in lines:
+                    file.write(line)
+                    entries += line.startswith('{"entry"')
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error.strerror}") from error
     except SQLAlchemyError as error:
