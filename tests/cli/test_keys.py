@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from cloister.cli.main import app
+from cloister.cli.output import console
 from cloister.crypto.keys import SecretKey
 from cloister.errors import CloisterError
 from cloister.kbs.admin import check_admin_token
@@ -255,12 +256,13 @@ def fails_after_start(tmp_path: Path) -> str:
     return fails(tmp_path / "k", 3, "show", URI)
 
 
-def test_reasons_are_shown_as_they_are(folder: Path) -> None:
+def test_reasons_are_shown_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What somebody has written into the log neither formats it nor moves the terminal's cursor."""
+    monkeypatch.setattr(console, "width", 200)
     run(folder, "add", URI, "--generate")
     run(folder, "revoke", URI, "--reason", "[/bold] lost \x1b[2J")
     for command in (("show", URI), ("audit", "show")):
-        shown = CliRunner().invoke(app, ["keys", *command, "--folder", str(folder)], env={"COLUMNS": "200"})
+        shown = CliRunner().invoke(app, ["keys", *command, "--folder", str(folder)])
         assert shown.exit_code == 0, shown.exception
         assert "[/bold] lost" in shown.output
         assert "\x1b" not in shown.output

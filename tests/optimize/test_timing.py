@@ -58,6 +58,12 @@ def test_a_model_four_times_slower_is_given_up() -> None:
     assert measure_latency(Clock(0.5).call, samples=5, original_s=0.13).calls == 5
 
 
+def test_calls_that_are_done_at_once_are_all_made() -> None:
+    """An end saves no time with calls of a tenth of a millisecond."""
+    clock = Clock(1e-4)
+    assert measure_latency(clock.call, samples=100, original_s=1e-5, clock=clock).calls == 100
+
+
 def test_a_call_that_was_interrupted_proves_nothing() -> None:
     """Two of the first three calls that take long do not end the measurement of a fast model."""
     clock = Clock(0.001, 0.001, 0.5, 0.5, 0.001)

@@ -79,7 +79,7 @@ class Exchange:
         ("/predictions/", "POST", 404, "ResourceNotFoundException"),
         ("/predictions/a/1/2", "POST", 404, "ModelNotFoundException"),
         ("/predictions/a", "GET", 404, "ModelNotFoundException"),
-        ("/predictions/a", "HEAD", 405, "MethodNotAllowedException"),
+        ("/predictions/a", "HEAD", 404, "ModelNotFoundException"),
         ("/predictions/a", "POST", 404, "ModelNotFoundException"),
         ("/models", "POST", 405, "MethodNotAllowedException"),
         ("/", "GET", 405, "MethodNotAllowedException"),
