@@ -32,6 +32,8 @@ from cloister.optimize.timing import Latency, measure_latency, measure_throughpu
 
 WORTH = 0.97
 """Rows are put together only if that takes less than this share of the time that they take apart."""
+A_FEW = 4
+"""So many are tried too: of a large model, as many as there are requests may leave the caches."""
 STREAM_SAMPLES = 20
 STREAM_CAP_S = 2.0
 """Of single calls where there are several streams."""
@@ -124,17 +126,20 @@ def _throughput(
     """In one stream: rows one by one, and together if a try says that it may help."""
     found = [_wave_timing(job, runner, rows, Timing(1, 1, 0.0, latency.p50_ms), latency)]
     # A slow model is tried with fewer rows, so that the try does not take longer than all other measurements.
-    count = min(job.concurrency, max(2, _calls_within(2 * job.throughput_s, latency)))
-    if job.concurrency > 1:
+    most = min(job.concurrency, max(2, _calls_within(2 * job.throughput_s, latency)))
+    tried: dict[int, float] = {}
+    for count in sorted({min(A_FEW, most), most}) if most > 1 else ():
         together = next(chunks(_cycle(rows, count), count))
         try:
             runner.infer(together)
             started = time.perf_counter()
             runner.infer(together)
-            took_s = time.perf_counter() - started
+            tried[count] = (time.perf_counter() - started) / count
         except (CloisterError, RuntimeError, ValueError):
-            return found  # a model of one row at a time
-        if took_s * 1e3 < WORTH * latency.p50_ms * count:
+            break  # a model of one row at a time, or of few
+    if tried:
+        count = min(tried, key=tried.__getitem__)
+        if tried[count] * 1e3 < WORTH * latency.p50_ms:
             way = Timing(1, count, 0.0, latency.p50_ms)
             found.append(_wave_timing(job, runner, rows, way, latency))
     return found
