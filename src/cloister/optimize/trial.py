@@ -101,13 +101,16 @@ def _measure(job: Job, subject: _Subject, enter: Enter) -> Measured:
         original_s=job.original_s or None,
     )
     evaluated = _evaluate(job, runner, subject.names, latency)
-    timings = [*_throughput(job, runner, rows, latency)]
+    timings, together = _throughput(job, runner, rows, latency)
     runner.close()
     for streams in subject.streams:
         if streams > 1:
             with _Opened(subject.open(streams, 1)) as several:
                 way = Timing(streams, 1, 0.0, _alone_ms(job, several, rows))
                 timings.append(_wave_timing(job, several, rows, way, latency))
+                few = min(A_FEW, together, job.concurrency // streams)
+                if few > 1:
+                    timings.append(_wave_timing(job, several, rows, replace(way, rows=few), latency))
     return Measured(
         mean_ms=latency.mean_ms,
         p50_ms=latency.p50_ms,
@@ -122,8 +125,8 @@ def _measure(job: Job, subject: _Subject, enter: Enter) -> Measured:
 
 def _throughput(
     job: Job, runner: Runner, rows: Sequence[Mapping[str, Any]], latency: Latency
-) -> list[Timing]:
-    """In one stream: rows one by one, and together if a try says that it may help."""
+) -> tuple[list[Timing], int]:
+    """In one stream: rows one by one, and together if a try says that it may help; then how many, or 1."""
     found = [_wave_timing(job, runner, rows, Timing(1, 1, 0.0, latency.p50_ms), latency)]
     # A slow model is tried with fewer rows, so that the try does not take longer than all other measurements.
     most = min(job.concurrency, max(2, _calls_within(2 * job.throughput_s, latency)))
@@ -142,7 +145,8 @@ def _throughput(
         if tried[count] * 1e3 < WORTH * latency.p50_ms:
             way = Timing(1, count, 0.0, latency.p50_ms)
             found.append(_wave_timing(job, runner, rows, way, latency))
-    return found
+            return found, count
+    return found, 1
 
 
 def _wave_timing(
