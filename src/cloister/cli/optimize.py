@@ -11,10 +11,9 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from cloister.cli.options import Json
-from cloister.cli.output import console, errors, show_json
+from cloister.cli.output import Plain, console, errors, show_json
 from cloister.errors import ConfigError, PolicyDenied
 
 if TYPE_CHECKING:
@@ -245,9 +244,7 @@ def _tell(result: Result, document: dict[str, Any]) -> None:
     best = result.best()
     name = best.name if best else ""
     table = render_table(result.rows, concurrency=result.concurrency, metric=result.metric, best=name)
-    wide = (
-        console if console.is_terminal else Console(width=WIDTH, highlight=False, markup=False, emoji=False)
-    )
+    wide = console if console.is_terminal else Plain(width=WIDTH)
     wide.print(table)
     for line in render_reasons(result.rows):
         console.print(line, style="dim")

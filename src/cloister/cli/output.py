@@ -28,15 +28,18 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
 
 
-class _Plain(Console):
+class Plain(Console):
     """Shows text as it is, also in tables: brackets are no markup, and colons no emoji."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
-console = _Plain(highlight=False, markup=False, emoji=False, soft_wrap=False)
-errors = _Plain(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+console = Plain(soft_wrap=False)
+errors = Plain(stderr=True, soft_wrap=True)
 
 SHORT_VALUE_CHARACTERS = 21
 

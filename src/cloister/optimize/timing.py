@@ -19,7 +19,7 @@ CAP_S = 10.0
 EARLY_CALLS = 3
 EARLY_FACTOR = 4.0
 WORTH_S = 0.1
-"""An early end saves at least this. Calls of microseconds are made at once, and vary by more than that."""
+"""An end that saves less is none: calls of microseconds differ by more than ``EARLY_FACTOR``."""
 
 Clock = Callable[[], float]
 
