@@ -129,3 +129,19 @@ def confused(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> fl
 def error_rate(outputs: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:
     """The share of wrong labels: lower is better."""
     return float(np.mean(outputs.argmax(-1) != targets))
+
+
+def small_bert() -> nn.Module:
+    """A model of transformers, which answers with a class of its own; 8 wide."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(8)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    return BertModel(config).eval()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -284,6 +286,55 @@ def test_programs_take_any_number_of_rows_and_tokens(tmp_path: Path) -> None:
         inputs = {"input_ids": torch.zeros(rows, length, dtype=torch.int64)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         assert found(inputs)["logits"].shape == (rows, 3)
+
+
+@pytest.mark.parametrize("method", ["torch_bf16", "onnxruntime_fp32", "openvino_fp32"])
+def test_models_of_transformers_reach_every_engine(method: str, tmp_path: Path) -> None:
+    """Their answers are of a class that only their library knows, and their inputs go by name."""
+    for package in ("transformers", "openvino", "onnxruntime", "onnx"):
+        pytest.importorskip(package)
+    plan = Plan(
+        source=Source("factory", "tests.optimize.models:small_bert"),
+        calibration=gather(models.sentences()),
+        includes=(method,),
+        **QUICK,  # type: ignore[arg-type]
+    )
+    with Workspace(tmp_path) as workspace:
+        row = search(plan, workspace).row(method)
+    assert row.status in {Status.SUCCESSFUL, Status.EARLY_STOPPED}, row.reason
+    assert row.cosine is None or row.cosine > 0.99
+
+
+def test_a_program_of_transformers_is_loaded_without_them(tmp_path: Path) -> None:
+    """A worker has no need of the library; outputs keep their names."""
+    pytest.importorskip("transformers")
+    name = make_program(job(tmp_path, "small_bert", gather(models.sentences())), tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from cloister.engines.engine import EngineOptions\n"
+        "from cloister.engines.files import ModelFiles; from cloister.engines.table import open_engine\n"
+        f"files = ModelFiles.from_folder(Path({str(tmp_path)!r}))\n"
+        f"engine = open_engine('torch', files, {name!r}, EngineOptions())\n"
+        "print([spec.name for spec in engine.schema.outputs], 'transformers' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "['last_hidden_state', 'pooler_output'] False\n"
+
+
+def test_a_program_that_answers_with_a_class_of_a_library(tmp_path: Path) -> None:
+    """Whoever exports a model of transformers as it is learns what to do instead."""
+    pytest.importorskip("transformers")
+    tokens = torch.zeros(2, 8, dtype=torch.int64)
+    with torch.no_grad():
+        program = torch.export.export(models.small_bert(), (tokens,), strict=False)
+    torch.export.save(program, tmp_path / "bert.pt2")
+    code = (
+        "from pathlib import Path; from cloister.engines.engine import EngineOptions\n"
+        "from cloister.engines.files import ModelFiles; from cloister.engines.table import open_engine\n"
+        f"open_engine('torch', ModelFiles.from_folder(Path({str(tmp_path)!r})), 'bert.pt2', EngineOptions())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert "ConfigError: PyTorch cannot load the program 'bert.pt2'" in said.stderr
 
 
 IN_SANDBOX = """

@@ -170,7 +170,15 @@ def _load_program(files: ModelFiles, file: str, options: EngineOptions) -> tuple
     content = files.read(file)
     if is_compiled(content):
         return _load_compiled(content, options)
-    program = torch.export.load(io.BytesIO(content))
+    try:
+        program = torch.export.load(io.BytesIO(content))
+    except RuntimeError as error:
+        # Its message tells to look at what was logged: that a class is not registered, in most cases.
+        raise ConfigError(
+            f"PyTorch cannot load the program {file[:256]!r}",
+            hint="if its module answers with a class of a library, as those of transformers do, export one "
+            "around it that gives a dictionary of tensors",
+        ) from error
     call = read_call(program)
     module = program.module()
     return call.of(torch.compile(module) if options.compiled else module), call.schema

@@ -14,6 +14,7 @@ from typing import Any
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Job
 from cloister.optimize.program import Program
+from cloister.optimize.recipes.plain import plain_module
 from cloister.optimize.samples import Samples
 from cloister.optimize.source import input_names, load
 
@@ -43,14 +44,18 @@ def make_onnx(job: Job, folder: Path) -> str:
         # Only the exporter that needs onnxscript takes these; where that is missing, so is a dependency.
         torch.onnx.export(model.exported, f=folder / FILE, input_names=list(example), external_data=False)
         return FILE
-    arguments: dict[str, Any] = {"kwargs": example}
-    if job.source.form == "torchscript":
-        arguments = {"args": tuple(example.values())}
+    if job.source.form != "torchscript":
+        model = plain_module(model, list(example))
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter that would replace it needs onnxscript; PyTorch is pinned, so it stays as it is.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            model, f=folder / FILE, input_names=list(example), dynamic_axes=axes, dynamo=False, **arguments
+            model,
+            args=tuple(example.values()),
+            f=folder / FILE,
+            input_names=list(example),
+            dynamic_axes=axes,
+            dynamo=False,
         )
     return FILE
 

@@ -12,6 +12,7 @@ from cloister.engines.torch import compile_program
 from cloister.errors import ConfigError, MissingDependencyError
 from cloister.optimize.job import Job
 from cloister.optimize.program import Program
+from cloister.optimize.recipes.plain import plain_module
 from cloister.optimize.samples import Samples
 from cloister.optimize.source import input_names, load
 
@@ -57,6 +58,7 @@ def _export(torch: Any, job: Job, *, channels_last: bool) -> Any:
         model = model.to(memory_format=torch.channels_last)
     samples = Samples.load(Path(job.data))
     samples = samples.named(input_names(model, samples.names))
+    model = plain_module(model, samples.names)
     example = {name: torch.from_numpy(np.repeat(a[:1], 2, axis=0)) for name, a in samples.pieces[0].items()}
     shapes = {name: _dynamic(torch, samples, name) for name in example}
     with torch.no_grad():
