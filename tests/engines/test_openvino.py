@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloister.engines import openvino as openvino_engine
 from cloister.engines.engine import EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.openvino import OpenVinoEngine, open_model
@@ -63,6 +64,17 @@ def test_a_fixed_batch_is_never_joined(tmp_path: Path) -> None:
     assert engine.rows == 1
     with pytest.raises(MalformedInput, match=r"found x FP32\[2,8\]; expected x FP32\[1,8\]"):
         engine.schema.check({"x": rows(2)})
+
+
+def test_how_many_rows_go_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many of a small model, in one stream; few of a large one, in as many streams as OpenVINO likes."""
+    files = save(small_ir(), tmp_path)
+    small = open_model(files, "model.xml", EngineOptions())
+    assert (small.rows, small.streams) == (64, 1)
+    monkeypatch.setattr(openvino_engine, "SMALL_BYTES", 0)
+    large = open_model(files, "model.xml", EngineOptions(threads=1))
+    assert large.rows == 4
+    assert open_model(files, "model.xml", EngineOptions(rows=1)).rows == 1
 
 
 def test_read_only_inputs_are_taken(engine: OpenVinoEngine) -> None:

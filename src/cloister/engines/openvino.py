@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from cloister.engines.engine import Array, Arrays, EngineOptions
+from cloister.engines.engine import FEW_ROWS, Array, Arrays, EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.schema import ANY, Datatype, ModelSchema, TensorSpec
 from cloister.engines.threads import available_cores, infer_in_threads
@@ -113,8 +113,8 @@ def compile_model(
         # The worker is on its cores already; several workers would all choose the same ones.
         "ENABLE_CPU_PINNING": False,
     }
-    rows = options.rows or (SMALL_ROWS if size < SMALL_BYTES else 1)
-    streams = options.streams or (1 if rows > 1 else 0)
+    rows = options.rows or (SMALL_ROWS if size < SMALL_BYTES else FEW_ROWS)
+    streams = options.streams or (1 if rows > FEW_ROWS else 0)
     config["PERFORMANCE_HINT"] = "LATENCY" if streams == 1 else "THROUGHPUT"
     if streams:
         config["NUM_STREAMS"] = streams

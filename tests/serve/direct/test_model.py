@@ -272,6 +272,11 @@ def test_what_a_worker_is_given() -> None:
     assert capacity_of(quick) == 64
     assert not is_quick(slow)
     assert (lanes_of(slow), capacity_of(slow)) == (6, 7)
+    few = DirectModel(Doubler(rows=4), ServedSpec(ENGINE), ModelFiles({}), show_text=False)
+    assert not is_quick(few)
+    assert (lanes_of(few), capacity_of(few)) == (2, 9)
+    quick.reads_pictures = True
+    assert not is_quick(quick)
 
 
 def test_the_body_may_be_in_a_form() -> None:

@@ -96,6 +96,19 @@ def test_a_bad_request_holds_nobody_up(together: Lanes) -> None:
     assert {n: status for n, (status, _) in together.answers(4).items()} == {1: 200, 2: 400, 3: 400, 4: 200}
 
 
+def test_a_few_go_together_and_fail_alone() -> None:
+    """What waits goes through the engine in even shares; one that breaks it costs the others nothing."""
+    engine = Doubler(rows=4)
+    lanes = Lanes(engine, 1)
+    lanes.ask(b"[1, 1]", b"[13, 13]", b"[3, 3]", b"[4, 4]", b"[5, 5]")
+    found = lanes.answers(5)
+    lanes.frames.write(Stop())
+    lanes.end()
+    assert found.pop(2)[0] == 503
+    assert found == {n: (200, [2 * n, 2 * n]) for n in (1, 3, 4, 5)}
+    assert engine.sizes == [4, 1, 1, 1, 1, 1]
+
+
 def test_what_nobody_waits_for_is_not_computed() -> None:
     """A request that is cancelled while it waits does not reach the engine."""
     engine = Doubler(rows=1, wait=threading.Barrier(2))

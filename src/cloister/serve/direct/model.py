@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloister.engines.engine import Array, Engine, EngineOptions
+from cloister.engines.engine import FEW_ROWS, Array, Engine, EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.spec import EngineSpec, ServedSpec
 from cloister.engines.table import open_engine
@@ -33,6 +33,7 @@ class DirectModel:
 
     def __init__(self, engine: Engine, spec: ServedSpec, files: ModelFiles, *, show_text: bool) -> None:
         self.engine = engine
+        self.reads_pictures = spec.input.image is not None
         self._reader = InputReader(engine.schema, spec.input)
         self._writer = OutputWriter(engine.schema, spec.output, files)
         self._show_text = show_text
@@ -122,13 +123,13 @@ def load_direct(folder: Path, spec: ServedSpec, *, threads: int, show_text: bool
 
 
 def options_of(spec: ServedSpec, *, threads: int = 0) -> EngineOptions:
-    """The engine's options; where the model does not say, pictures are not put together."""
+    """The engine's options; where the model does not say, few pictures go together, slow to decode."""
     engine: EngineSpec = spec.engine
     return EngineOptions(
         threads=engine.threads or threads,
         streams=engine.streams,
         precision=engine.precision,
-        rows=engine.rows or (1 if spec.input.image is not None else 0),
+        rows=engine.rows or (FEW_ROWS if spec.input.image is not None else 0),
         compiled=engine.compiled,
         entry=engine.entry,
         schema=engine.form,

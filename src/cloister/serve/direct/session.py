@@ -1,9 +1,10 @@
 """A worker's work when an engine serves its requests without a handler.
 
 A quick model's requests go through it many at a time, in the one thread that reads them (``DirectHandler``).
-A slow one has lanes: threads that each take a request, make its input, wait for one of the engine's streams
-and send the answer at once. There are more lanes than streams, so that the next inputs are ready when a
-stream is: decoding, inference and rendering go on beside each other, and no stream waits for the others.
+A slow one has lanes: threads that each take a request, or a few where more wait, make the input, wait for
+one of the engine's streams and send the answers at once. There are more lanes than streams, so that the next
+inputs are ready when a stream is: decoding, inference and rendering go on beside each other, and no stream
+waits for the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from cloister.engines.engine import FEW_ROWS
 from cloister.errors import MalformedInput
 from cloister.serve.direct.model import DirectModel, Ready, group
 from cloister.serve.frames import Cancel, Fault, Frame, FrameSocket, Load, Loaded, Predict, Stop, ToWorker
@@ -35,8 +37,9 @@ def serve_direct(frames: FrameSocket[ToWorker], model: DirectModel, load: Load) 
 
 
 def is_quick(model: DirectModel) -> bool:
-    """Whether one thread is enough: requests are put together, for one inference at a time."""
-    return model.engine.rows > 1 and model.engine.streams == 1
+    """Whether one thread is enough: many requests, soon read, go together, one inference at a time."""
+    engine = model.engine
+    return engine.rows > FEW_ROWS and engine.streams == 1 and not model.reads_pictures
 
 
 def lanes_of(model: DirectModel) -> int:
