@@ -11,13 +11,13 @@ import enum
 import os
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Any, Self
 
 from cloister.crypto.aead import NONCE_BYTES, Aead, AeadKey, AeadSequence, Buffer
-from cloister.crypto.hpke_schedule import expand, hmac_sha256, labeled_expand, schedule
+from cloister.crypto.hpke_schedule import expand, expand_two, hmac_sha256, labeled_expand, schedule
 from cloister.crypto.kem import KEMS, Kem
 from cloister.errors import BadCiphertext, MalformedInput
 
@@ -122,16 +122,22 @@ class Suite:
     kem: Kem
     kdf: Kdf
     aead: Aead
+    key_bytes: int = field(init=False, repr=False)
+    """Length of an AEAD key (Nk)."""
+    nonce_bytes: int = field(init=False, repr=False, default=NONCE_BYTES)
+    """Length of an AEAD nonce (Nn)."""
+    enc_bytes: int = field(init=False, repr=False)
+    """Length of ``enc`` (Nenc)."""
+    _suite_id: bytes = field(init=False, repr=False)
 
-    @property
-    def key_bytes(self) -> int:
-        """Length of an AEAD key (Nk)."""
-        return self.aead.key_bytes
-
-    @property
-    def nonce_bytes(self) -> int:
-        """Length of an AEAD nonce (Nn)."""
-        return NONCE_BYTES
+    def __post_init__(self) -> None:
+        found = {
+            "key_bytes": self.aead.key_bytes,
+            "enc_bytes": self.kem.enc_bytes,
+            "_suite_id": _SUITE_ID.pack(b"HPKE", self.kem, self.kdf, self.aead),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
 
     def setup_sender(
         self, recipient: PublicKey, info: bytes, *, ephemeral: PrivateKey | None = None
@@ -162,8 +168,8 @@ class Suite:
             MalformedInput: ``enc`` is not a public key of this KEM, or of low order.
         """
         self._same_kem(key.kem)
-        if len(enc) != self.kem.enc_bytes:
-            raise MalformedInput(f"enc: expected {self.kem.enc_bytes} bytes, found {len(enc)}")
+        if len(enc) != self.enc_bytes:
+            raise MalformedInput(f"enc: expected {self.enc_bytes} bytes, found {len(enc)}")
         try:
             shared_secret = KEMS[self.kem].decap(enc, key._key)
         except ValueError as error:
@@ -178,13 +184,19 @@ class Suite:
         """Expand of the suite's KDF, without HPKE's labels."""
         return expand(prk, info, length)
 
+    def expand_two(
+        self, prk: bytes, first: bytes, first_bytes: int, second: bytes, second_bytes: int
+    ) -> tuple[bytes, bytes]:
+        """As ``expand``, for two values of at most a hash under one key."""
+        return expand_two(prk, first, first_bytes, second, second_bytes)
+
     def aead_key(self, key: bytes) -> AeadKey:
         """For messages under a key that was derived outside of an HPKE context."""
         return AeadKey(self.aead, key)
 
     def _schedule(self, shared_secret: bytes, info: bytes) -> tuple[AeadSequence, Exporter]:
         """KeySchedule in base mode, the same for both sides."""
-        suite_id = _SUITE_ID.pack(b"HPKE", self.kem, self.kdf, self.aead)
+        suite_id = self._suite_id
         key, base_nonce, secret = schedule(shared_secret, suite_id, info, self.key_bytes, NONCE_BYTES)
         return AeadSequence(AeadKey(self.aead, key), base_nonce), Exporter(secret, suite_id)
 

@@ -104,9 +104,10 @@ def parse_request(raw: bytes) -> Request:
     """
     cursor = Cursor(raw)
     indeterminate = _parse_framing(cursor, _REQUEST, "request")
-    method, scheme, authority, path = (
-        cursor.prefixed(MAX_CONTROL_BYTES, what) for what in ("method", "scheme", "authority", "path")
-    )
+    method = cursor.prefixed(MAX_CONTROL_BYTES, "method")
+    scheme = cursor.prefixed(MAX_CONTROL_BYTES, "scheme")
+    authority = cursor.prefixed(MAX_CONTROL_BYTES, "authority")
+    path = cursor.prefixed(MAX_CONTROL_BYTES, "path")
     _check_control(method, scheme, authority, path)
     headers, content, trailers = _parse_body(cursor, indeterminate)
     return Request(method, scheme, authority, path, headers, content, trailers)
@@ -189,7 +190,8 @@ def _parse_body(cursor: Cursor, indeterminate: bool) -> tuple[Fields, bytes, Fie
     headers = _parse_section(cursor, indeterminate)
     content = _parse_chunks(cursor) if indeterminate else _parse_content(cursor)
     trailers = _parse_section(cursor, indeterminate)
-    cursor.expect_zeros()
+    if not cursor.at_end():
+        cursor.expect_zeros()
     return headers, content, trailers
 
 
@@ -215,26 +217,20 @@ def _parse_section(cursor: Cursor, indeterminate: bool) -> Fields:
     if indeterminate:
         start = cursor.position
         while length := cursor.varint("field name length"):
-            _parse_line(cursor, length, fields)
+            _keep_line(cursor.take(length, "field name"), cursor, fields)
             if cursor.position - start > MAX_SECTION_BYTES:
                 raise MalformedInput(f"field section: over {MAX_SECTION_BYTES} bytes")
     else:
-        size = cursor.varint("field section length")
-        if size > MAX_SECTION_BYTES:
-            raise MalformedInput(f"field section: at most {MAX_SECTION_BYTES} bytes, found {size}")
-        section = Cursor(cursor.take(size, "field section"))
-        while not section.at_end():
-            length = section.varint("field name length")
-            if length == 0:
-                raise MalformedInput("field name: empty")
-            _parse_line(section, length, fields)
+        content = cursor.prefixed(MAX_SECTION_BYTES, "field section")
+        section, size = Cursor(content), len(content)
+        while section.position < size:
+            _keep_line(section.prefixed(None, "field name"), section, fields)
     return tuple(fields)
 
 
-def _parse_line(cursor: Cursor, name_bytes: int, fields: list[tuple[bytes, bytes]]) -> None:
+def _keep_line(name: bytes, cursor: Cursor, fields: list[tuple[bytes, bytes]]) -> None:
     if len(fields) == MAX_FIELDS:
         raise MalformedInput(f"more than {MAX_FIELDS} field lines")
-    name = cursor.take(name_bytes, "field name")
     value = cursor.prefixed(MAX_SECTION_BYTES, "field value")
     _check_field(name, value)
     fields.append((name.lower(), value))
@@ -248,7 +244,8 @@ def _render_body(out: list[bytes], message: Request | Response, indeterminate: b
         if indeterminate:
             out.append(b"\x00")
     _render_section(out, message.trailers, indeterminate)
-    out.append(bytes(padding))
+    if padding:
+        out.append(bytes(padding))
 
 
 def _render_section(out: list[bytes], fields: Fields, indeterminate: bool) -> None:
@@ -294,4 +291,7 @@ def _check_status(status: int) -> None:
 
 
 def _find(fields: Fields, name: bytes) -> bytes | None:
-    return next((value for key, value in fields if key == name), None)
+    for key, value in fields:
+        if key == name:
+            return value
+    return None

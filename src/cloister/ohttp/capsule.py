@@ -32,6 +32,7 @@ import os
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cloister.crypto.hpke import Kem, PrivateKey, PublicKey, Suite, find_kem, find_suite
 from cloister.errors import BadCiphertext, MalformedInput
@@ -127,8 +128,7 @@ def parse_key_configs(raw: bytes) -> tuple[KeyConfig, ...]:
     return tuple(configs)
 
 
-@dataclass(frozen=True, slots=True)
-class CapsuleHeader:
+class CapsuleHeader(NamedTuple):
     """The clear part of an encapsulated request; HPKE authenticates it as ``info``."""
 
     key_id: int
@@ -144,7 +144,7 @@ class CapsuleHeader:
             MalformedInput: there are not so many.
         """
         try:
-            return cls(*_HEADER.unpack_from(capsule))
+            return cls._make(_HEADER.unpack_from(capsule))
         except struct.error as error:
             raise MalformedInput(f"encapsulated request: truncated at {len(capsule)} bytes") from error
 
@@ -192,7 +192,7 @@ class ResponseSealer:
             response_nonce: only to reproduce published vectors; by default random.
         """
         if response_nonce is None:
-            response_nonce = os.urandom(max(self._suite.nonce_bytes, self._suite.key_bytes))
+            response_nonce = os.urandom(_secret_bytes(self._suite))
         key, nonce = _response_keys(self._suite, self._enc, self._secret, response_nonce)
         return response_nonce + self._suite.aead_key(key).seal(nonce, response)
 
@@ -211,7 +211,7 @@ def seal_request(
     suite = config.pick_suite()
     header = pack_header(config.key_id, suite)
     context = suite.setup_sender(config.public, _info(header), ephemeral=ephemeral)
-    secret = context.export(_RESPONSE_LABEL, max(suite.nonce_bytes, suite.key_bytes))
+    secret = context.export(_RESPONSE_LABEL, _secret_bytes(suite))
     capsule = b"".join((header, context.enc, context.seal(request)))
     return capsule, ResponseOpener(suite, context.enc, secret)
 
@@ -233,10 +233,14 @@ def open_request(key: PrivateKey, capsule: bytes) -> tuple[bytes, ResponseSealer
     """
     header = CapsuleHeader.parse(capsule)
     suite = find_suite(header.kem_id, header.kdf_id, header.aead_id)
-    enc = request_enc(capsule, suite)
+    return open_with(key, suite, request_enc(capsule, suite), capsule)
+
+
+def open_with(key: PrivateKey, suite: Suite, enc: bytes, capsule: bytes) -> tuple[bytes, ResponseSealer]:
+    """As ``open_request``, for whoever has read the header."""
     context = suite.setup_recipient(enc, key, _info(capsule[:HEADER_BYTES]))
     request = context.open(memoryview(capsule)[HEADER_BYTES + len(enc) :])
-    secret = context.export(_RESPONSE_LABEL, max(suite.nonce_bytes, suite.key_bytes))
+    secret = context.export(_RESPONSE_LABEL, _secret_bytes(suite))
     return request, ResponseSealer(suite, enc, secret)
 
 
@@ -246,7 +250,7 @@ def request_enc(capsule: bytes, suite: Suite) -> bytes:
     Raises:
         MalformedInput: truncated.
     """
-    end = HEADER_BYTES + suite.kem.enc_bytes
+    end = HEADER_BYTES + suite.enc_bytes
     if len(capsule) < end + TAG_BYTES:
         raise MalformedInput(f"encapsulated request: truncated at {len(capsule)} bytes")
     return capsule[HEADER_BYTES:end]
@@ -258,7 +262,11 @@ def _info(header: bytes) -> bytes:
 
 def _response_keys(suite: Suite, enc: bytes, secret: bytes, response_nonce: bytes) -> tuple[bytes, bytes]:
     prk = suite.extract(enc + response_nonce, secret)
-    return suite.expand(prk, b"key", suite.key_bytes), suite.expand(prk, b"nonce", suite.nonce_bytes)
+    return suite.expand_two(prk, b"key", suite.key_bytes, b"nonce", suite.nonce_bytes)
+
+
+def _secret_bytes(suite: Suite) -> int:
+    return max(suite.nonce_bytes, suite.key_bytes)
 
 
 def _framed(part: bytes) -> bytes:

@@ -18,7 +18,7 @@ from cloister.ohttp.capsule import (
     CapsuleHeader,
     KeyConfig,
     ResponseSealer,
-    open_request,
+    open_with,
     render_key_configs,
     request_enc,
 )
@@ -123,12 +123,12 @@ class Gateway:
         try:
             suite = find_suite(header.kem_id, header.kdf_id, header.aead_id)
             enc = request_enc(capsule, suite)
-            self._guard.check_new(enc)
-            request, sealer = open_request(key.private, capsule)
+            mark = self._guard.check_new(enc)
+            request, sealer = open_with(key.private, suite, enc, capsule)
         except (BadCiphertext, MalformedInput) as error:
             raise BadCiphertext(_CANNOT_OPEN) from error
         # Only now, so that nobody without the key can fill the guard or burn another caller's request.
-        self._guard.remember(enc, self._clock())
+        self._guard.remember(mark, self._clock())
         return request, sealer
 
     def open_stream(self) -> StreamedRequest:
@@ -172,6 +172,7 @@ class StreamedRequest:
         self._find_key, self._guard, self._clock = find_key, guard, clock
         self._opener = RequestOpener()
         self._opening = False
+        self._mark = 0
         self._remembered = False
 
     def receive(self, data: bytes) -> list[bytes]:
@@ -185,7 +186,7 @@ class StreamedRequest:
             if not self._opening and self._opener.header is not None and self._opener.enc:
                 self._opening = True
                 key = self._find_key(self._opener.header)
-                self._guard.check_new(self._opener.enc)
+                self._mark = self._guard.check_new(self._opener.enc)
                 pieces += self._opener.open_with(key.private)
         except (BadCiphertext, MalformedInput) as error:
             if self._opener.header is not None and not self._opening:
@@ -208,7 +209,7 @@ class StreamedRequest:
             raise BadCiphertext(_CANNOT_OPEN) from error
         if self._remembered:
             # Its date is checked now: what was forgotten by the time of its beginning could come again.
-            self._guard.remember_longer(self._opener.enc, self._clock())
+            self._guard.remember_longer(self._mark, self._clock())
         else:
             self._remember()
         return piece
@@ -220,7 +221,7 @@ class StreamedRequest:
     def _remember(self) -> None:
         if not self._remembered:
             self._remembered = True
-            self._guard.remember(self._opener.enc, self._clock())
+            self._guard.remember(self._mark, self._clock())
 
 
 _CANNOT_OPEN = "the sealed request cannot be opened"

@@ -79,37 +79,41 @@ class ReplayGuard:
     def __len__(self) -> int:
         return self._count
 
-    def check_new(self, enc: bytes) -> None:
-        """Refuse ``enc`` if it is remembered; does not remember it.
+    def check_new(self, enc: bytes) -> int:
+        """Refuse ``enc`` if it is remembered; its mark, by which ``remember`` knows it.
 
         Raises:
             Replayed: it was seen before.
         """
+        # Keyed, so that nobody can look for two requests with one mark.
+        digest = hashlib.blake2b(enc, key=self._key, digest_size=MARK_BYTES).digest()
+        mark = int.from_bytes(digest, "big")
         with self._lock:
-            self._check(self._mark(enc))
+            self._check(mark)
+        return mark
 
-    def remember(self, enc: bytes, now_s: float) -> None:
-        """Remember ``enc``, of a request that authenticated; refuse it if another thread was first.
+    def remember(self, mark: int, now_s: float) -> None:
+        """Remember a request that authenticated; refuse it if another thread was first.
 
         Args:
+            mark: what ``check_new`` gave for its ``enc``.
             now_s: seconds of a monotonic clock.
         Raises:
             Replayed: it was seen before.
             Overloaded: at capacity.
         """
         with self._lock:
-            mark = self._mark(enc)
             self._check(mark)
             self._keep(mark, now_s)
 
-    def remember_longer(self, enc: bytes, now_s: float) -> None:
-        """Remember ``enc`` from now on: a request that comes slowly has its date checked at its end.
+    def remember_longer(self, mark: int, now_s: float) -> None:
+        """Remember it from now on: a request that comes slowly has its date checked at its end.
 
         Raises:
             Overloaded: at capacity.
         """
         with self._lock:
-            self._keep(self._mark(enc), now_s)
+            self._keep(mark, now_s)
 
     def _keep(self, mark: int, now_s: float) -> None:
         self._forget(now_s)
@@ -123,13 +127,10 @@ class ReplayGuard:
             self._count += 1
         youngest.latest = max(youngest.latest, self._wall())
 
-    def _mark(self, enc: bytes) -> int:
-        # Keyed, so that nobody can look for two requests with one mark.
-        return int.from_bytes(hashlib.blake2b(enc, key=self._key, digest_size=MARK_BYTES).digest())
-
     def _check(self, mark: int) -> None:
-        if any(mark in part.seen for part in self._slices):
-            raise Replayed("this sealed request was received before")
+        for part in self._slices:
+            if mark in part.seen:
+                raise Replayed("this sealed request was received before")
 
     def _forget(self, now_s: float) -> None:
         # The youngest member of a slice may be one slice younger than its start.

@@ -69,10 +69,16 @@ class Cursor:
         return taken
 
     def prefixed(self, limit: int | None, what: str) -> bytes:
-        """The next bytes, after their length."""
-        size = self.varint(what)
+        """The next bytes, after their length, which is of one byte in most cases."""
+        raw, start = self._raw, self.position
+        if start < len(raw) and (size := raw[start]) < 1 << 6:
+            start += 1
+        else:
+            size = self.varint(what)
+            start = self.position
         if limit is not None and size > limit:
             raise MalformedInput(f"{what}: at most {limit} bytes, found {size}")
+        self.position = start
         return self.take(size, what)
 
     def expect_zeros(self) -> None:
