@@ -3,7 +3,8 @@
 Reads a number of seconds from each line of stdin and prints answers per second, the middle latency in ms and
 processor seconds for each answer. Several ways are tried at the start and the best one is taken:
 
-- *engine*: Cloister's engine and its decoding, in as many threads as a worker has;
+- *engine*, *engine in fours*: Cloister's engine and its decoding, in as many threads as a worker has, with
+  requests one by one, and four at a time;
 - *static*: OpenVINO with a batch of one, which it may plan better, and a thread for each stream;
 - *batches*: the same, batches of 16, decoded in threads beside the inference.
 """
@@ -23,7 +24,7 @@ from typing import Any
 import numpy
 from heavy import SEQUENCE, OpenVino, render
 
-from cloister.engines.engine import EngineOptions
+from cloister.engines.engine import FEW_ROWS, EngineOptions
 from cloister.engines.files import ModelFiles
 from cloister.engines.spec import ImageSpec
 from cloister.engines.table import open_engine
@@ -33,11 +34,12 @@ BATCH_SIZE = 16
 TRIAL_S = 3.0
 IMAGE = ImageSpec(resize=256, crop=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 Loop = Callable[[float], list[float]]
-Answer = Callable[[bytes], object]
+Answer = Callable[[list[bytes]], list[object]]
 
 
-def in_threads(count: int, make_answer: Callable[[], Answer], body: bytes) -> Loop:
-    """So many threads, each of which answers one request after the other."""
+def in_threads(count: int, make_answer: Callable[[], Answer], body: bytes, *, together: int = 1) -> Loop:
+    """So many threads, each of which answers some requests after the others."""
+    bodies = [body] * together
 
     def loop(seconds: float) -> list[float]:
         latencies: list[float] = []
@@ -46,8 +48,9 @@ def in_threads(count: int, make_answer: Callable[[], Answer], body: bytes) -> Lo
         def work() -> None:
             answer = make_answer()
             while (started := time.perf_counter()) < until:
-                json.dumps(answer(body))
-                latencies.append(time.perf_counter() - started)
+                for found in answer(bodies):
+                    json.dumps(found)
+                latencies.extend([time.perf_counter() - started] * together)
 
         threads = [threading.Thread(target=work) for _ in range(count)]
         for thread in threads:
@@ -59,7 +62,7 @@ def in_threads(count: int, make_answer: Callable[[], Answer], body: bytes) -> Lo
     return loop
 
 
-def with_engine(task: str, folder: Path, precision: str, body: bytes) -> Loop:
+def with_engine(task: str, folder: Path, precision: str, body: bytes, together: int) -> Loop:
     """Cloister's engine, without anything around it."""
     file = "int8.xml" if precision == "int8" else "fp32.xml"
     engine = open_engine("openvino", ModelFiles.from_folder(folder), file, EngineOptions(precision=precision))
@@ -71,11 +74,13 @@ def with_engine(task: str, folder: Path, precision: str, body: bytes) -> Loop:
             return pictures.read(content)
         return numpy.array(json.loads(content)["input_ids"], dtype="int64").reshape(1, SEQUENCE)
 
-    def answer(content: bytes) -> object:
-        found = engine.infer({wanted.name: read(content)})
-        return render(task, next(iter(found.values()))[0])
+    def answer(contents: list[bytes]) -> list[object]:
+        rows = [read(content) for content in contents]
+        found = engine.infer({wanted.name: rows[0] if len(rows) == 1 else numpy.concatenate(rows)})
+        return [render(task, row) for row in next(iter(found.values()))]
 
-    return in_threads(engine.streams + max(1, engine.streams // 2), lambda: answer, body)
+    threads = engine.streams + max(1, engine.streams // 2)
+    return in_threads(threads, lambda: answer, body, together=together)
 
 
 def static(model: OpenVino, task: str, body: bytes) -> Loop:
@@ -83,9 +88,10 @@ def static(model: OpenVino, task: str, body: bytes) -> Loop:
 
     def make_answer() -> Answer:
         request = model.compiled.create_infer_request()
-        return lambda content: render(
-            task, request.infer([model.decode(content)[None]], share_inputs=True)[0][0]
-        )
+        return lambda contents: [
+            render(task, request.infer([model.decode(content)[None]], share_inputs=True)[0][0])
+            for content in contents
+        ]
 
     return in_threads(model.streams, make_answer, body)
 
@@ -122,7 +128,8 @@ def main() -> None:
     body = Path(os.environ["BODY_FILE"]).read_bytes()
     model = OpenVino(task, folder, precision)
     loops = {
-        "engine": with_engine(task, folder, precision, body),
+        "engine": with_engine(task, folder, precision, body, 1),
+        "engine in fours": with_engine(task, folder, precision, body, FEW_ROWS),
         "static": static(model, task, body),
         "batches": in_batches(model, body, BATCH_SIZE),
     }

@@ -40,11 +40,10 @@ from cloister.serve.seat import Seat, Worker, WorkerView
 from cloister.serve.sequences import LOST as SEQUENCE_LOST
 from cloister.serve.sequences import SEQUENCE_END, Sequences
 from cloister.serve.stats import ModelStats
+from cloister.serve.suspects import SUSPECT_ATTEMPTS, Suspects
 from cloister.serve.tmpfs import PrivateFolder
 
 CHECK_S = 0.25
-SUSPECT_ATTEMPTS = 2
-"""A request that was with so many workers when they died is run alone."""
 MAX_ATTEMPTS = 3
 _DESCRIBE: Headers = [(b"describe", b"True")]
 
@@ -80,9 +79,7 @@ class Supervisor:
         """Workers come from elsewhere, one day: requests wait for them."""
         self._clock = clock
         self._queue = JobQueue()
-        self._suspects = JobQueue()
-        self._reserved: Seat | None = None
-        """A worker that is kept free for a suspect."""
+        self._suspects = Suspects()
         self._flush_due = False
         self._stopping = False
         self._idle = asyncio.Event()
@@ -333,8 +330,9 @@ class Supervisor:
         """Hand over what the workers have room for."""
         self._flush_due = False
         queue, seats = self._queue, self._seats
-        if self._reserved is not None or self._suspects.count:
-            seats = self._quarantine(seats)
+        if self._suspects.active:
+            seats, expired = self._suspects.hand_out(seats, self._clock())
+            self._expire(expired)
         if self._sequences is not None:
             expired = self._sequences.hand_out(seats, self._clock())
             if expired:
@@ -379,23 +377,6 @@ class Supervisor:
     def _count_waiting(self) -> None:
         waiting = self._queue.count if self._sequences is None else self._sequences.waiting
         self.stats.waiting = waiting + sum([len(seat.sent) for seat in self._seats])
-
-    def _quarantine(self, seats: list[Seat]) -> list[Seat]:
-        """Keep one worker for suspects, one at a time; returns the workers that are left for the others."""
-        seat = self._reserved
-        if seat is not None and (seat not in seats or (not seat.sent and not self._suspects.count)):
-            seat = self._reserved = None
-        if seat is None and self._suspects.count and seats:
-            seat = self._reserved = min(seats, key=lambda item: len(item.sent))
-        if seat is None:
-            return seats
-        if not seat.sent:
-            now = self._clock()
-            jobs, expired = self._suspects.take_some(1, now)
-            if jobs:
-                seat.give(jobs, now, alone=True)
-            self._expire(expired)
-        return [item for item in seats if item is not seat]
 
     def _take_back(self, seat: Seat) -> None:
         """A worker has ended: its requests go to another, or are answered."""
