@@ -31,6 +31,9 @@ class ServeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     tmpfs: str = "/dev/shm"  # noqa: S108  (owner-only folders are made inside it)
     """Where archives are unpacked for handlers that insist on a path; must be a tmpfs in protected mode."""
     max_request_bytes: int = 6_553_500
+    max_unfinished_bytes: int = 0
+    """What requests that have come in part may hold together. Beyond it those that began first get 503. 0
+    means a quarter of the memory."""
     request_timeout_s: float = 120.0
     startup_timeout_s: float = 120.0
     frontends: int = 1

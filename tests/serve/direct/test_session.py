@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,6 +108,21 @@ def test_a_few_go_together_and_fail_alone() -> None:
     assert found.pop(2)[0] == 503
     assert found == {n: (200, [2 * n, 2 * n]) for n in (1, 3, 4, 5)}
     assert engine.sizes == [4, 1, 1, 1, 1, 1]
+
+
+def test_a_lane_takes_what_no_other_could() -> None:
+    """While all others are busy, what waits is not left for them."""
+    engine = Doubler(rows=4, streams=2, wait=threading.Barrier(3))
+    lanes = Lanes(engine, 3)
+    for number in (1, 2):
+        lanes.ask(b"[1, 1]", first=number)
+        while len(engine.sizes) < number:
+            time.sleep(0.01)
+    lanes.ask(*[b"[3, 3]"] * 4, first=3)
+    assert lanes.answers(6) == {n: (200, [2, 2] if n < 3 else [6, 6]) for n in range(1, 7)}
+    assert engine.sizes == [1, 1, 4]
+    lanes.frames.write(Stop())
+    lanes.end()
 
 
 def test_what_nobody_waits_for_is_not_computed() -> None:

@@ -20,6 +20,7 @@ from cloister.serve.http import paths
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.cors import Cors
 from cloister.serve.http.front import Front
+from cloister.serve.http.held import HeldBodies
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.ways import Way
 from cloister.serve.jobs import Answer, Job
@@ -69,6 +70,7 @@ class FakeApi:
         self.generation = 1
         self.counts = False
         self.gateway: Any = None
+        self.held = HeldBodies()
         self.cors = Cors(ServeSettings())
         self.refused: Response | None = None
         self.handled: list[Request] = []
@@ -184,6 +186,7 @@ class FrontEnd:
         for wire in self._wires:
             await wire.close()
         await self.listeners.stop()
+        assert self.front.held.bytes == 0
 
 
 HANDED = False

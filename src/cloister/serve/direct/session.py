@@ -105,6 +105,8 @@ class LaneSession:
         self._waiting: deque[Incoming] = deque()
         self._cancelled: set[int] = set()
         self._stopped = False
+        self._idle = 0
+        """Lanes that have nothing to do."""
 
     def run(self) -> int:
         """Until the frontend says stop or is gone; returns the exit code."""
@@ -153,11 +155,14 @@ class LaneSession:
         """The requests to go on with; empty at the end."""
         most = self._model.engine.rows
         with self._changed:
+            self._idle += 1
             while not self._waiting and not self._stopped:
                 self._changed.wait()
             batch: list[Incoming] = []
-            # An even share: what waits is left to the other lanes too.
-            most = max(1, min(most, -(-len(self._waiting) // self._lanes)))
+            # An even share, where there are lanes and streams that would take the others at once.
+            takers = min(self._idle, self._model.engine.streams)
+            self._idle -= 1
+            most = max(1, min(most, -(-len(self._waiting) // takers)))
             while self._waiting and len(batch) < most and not (batch and self._waiting[0].alone):
                 batch.append(self._waiting.popleft())
                 if batch[-1].alone:

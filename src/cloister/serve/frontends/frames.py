@@ -45,6 +45,8 @@ class Start(msgspec.Struct, tag="start", array_like=True, frozen=True):
     """Origin, methods, headers, as in the settings."""
     traced: bool = False
     """It is to say what it refuses."""
+    max_unfinished_bytes: int = 0
+    """This process's share of what the settings say."""
 
 
 class Ready(msgspec.Struct, tag="ready", array_like=True, frozen=True):

@@ -12,6 +12,7 @@ from cloister.serve.frontends.frames import PortSpec, Start
 from cloister.serve.frontends.process import FrontendProcess
 from cloister.serve.frontends.sockets import share_port
 from cloister.serve.http.access_log import AccessLog
+from cloister.serve.http.held import HeldBodies
 from cloister.serve.http.ways import Way
 from cloister.serve.listen import Listener, make_front
 from cloister.serve.log import log
@@ -73,6 +74,7 @@ class Frontends:
             drain_s=drain_s,
             log_level=serve.log_level,
             traced=bool(serve.otel_endpoint),
+            max_unfinished_bytes=HeldBodies(serve.max_unfinished_bytes).max_bytes // count,
             cors=(serve.cors_origin, serve.cors_methods, serve.cors_headers),
         )
         self._fronts = [make_front(item.app) for item in listeners]

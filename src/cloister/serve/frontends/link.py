@@ -40,6 +40,7 @@ from cloister.serve.http.cors import Cors, find_origin
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import Front
 from cloister.serve.http.heads import Head
+from cloister.serve.http.held import HeldBodies
 from cloister.serve.http.limits import body_limit, refuse_early
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
@@ -227,8 +228,18 @@ class RelayApi:
     gateway = None
     """Sealed requests are opened by the core; streamed ones go there whole."""
 
-    def __init__(self, link: Link, port: int, *, max_request_bytes: int, cors: Cors, traced: bool) -> None:
+    def __init__(
+        self,
+        link: Link,
+        port: int,
+        *,
+        max_request_bytes: int,
+        cors: Cors,
+        traced: bool,
+        held: HeldBodies | None = None,
+    ) -> None:
         self.link = link
+        self.held = held or HeldBodies()
         self._traced = traced
         self.port = port
         self.cors = cors

@@ -21,6 +21,7 @@ from cloister.serve.frontends.link import Link, RelayApi, RelayFront
 from cloister.serve.hardening import die_with_parent
 from cloister.serve.http.asgi import AsgiApp
 from cloister.serve.http.cors import Cors
+from cloister.serve.http.held import HeldBodies
 from cloister.serve.http.ways import Way
 from cloister.serve.listen import Listener, Listeners
 from cloister.serve.log import configure_log, log, log_fault
@@ -79,8 +80,16 @@ def open_relay(link: Link, start: Start) -> Listeners:
     """What ``start`` says to serve, not accepting yet."""
     origin, methods, headers = start.cors
     cors = Cors(ServeSettings(cors_origin=origin, cors_methods=methods, cors_headers=headers))
+    held = HeldBodies(start.max_unfinished_bytes)
     apis = [
-        RelayApi(link, place, max_request_bytes=start.max_request_bytes, cors=cors, traced=start.traced)
+        RelayApi(
+            link,
+            place,
+            max_request_bytes=start.max_request_bytes,
+            cors=cors,
+            traced=start.traced,
+            held=held,
+        )
         for place in range(len(start.ports))
     ]
     listeners = [

@@ -21,6 +21,7 @@ from cloister.serve.http.cors import Cors
 from cloister.serve.http.door import Door
 from cloister.serve.http.errors import method_not_allowed, not_found, render_failure
 from cloister.serve.http.gateway import GatewayEndpoint
+from cloister.serve.http.held import HeldBodies
 from cloister.serve.http.inference import Inference, without_own
 from cloister.serve.http.limits import body_limit, refuse_early
 from cloister.serve.http.management import Management
@@ -75,6 +76,8 @@ class Api:
         self.control = control or ModelControl(registry, None, settings)
         self.gateway: GatewayEndpoint | None = None
         """What opens sealed requests, once it is attached."""
+        self.held = HeldBodies(settings.max_unfinished_bytes)
+        """What bodies hold that have come in part."""
         self._registry = registry
         self._max_request_bytes = settings.max_request_bytes
         self._access = TokenAccess(keys, () if settings.token_auth else (TokenKind.INFERENCE,))

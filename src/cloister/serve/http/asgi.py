@@ -12,13 +12,14 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any, Protocol, TypeVar
 
-from cloister.errors import CloisterError, MalformedInput, RequestTooLarge, TransportError
+from cloister.errors import CloisterError, MalformedInput, Overloaded, RequestTooLarge, TransportError
 from cloister.serve.frames import Headers
 from cloister.serve.http import paths
 from cloister.serve.http.access_log import AccessLog
 from cloister.serve.http.cors import Cors, find_origin
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.gateway import GatewayEndpoint, is_streamed
+from cloister.serve.http.held import REASON, HeldBodies
 from cloister.serve.http.linger import Linger
 from cloister.serve.http.messages import Request, Response, error_response
 from cloister.serve.http.predictions import next_request_id
@@ -43,6 +44,10 @@ class Answering(Protocol):
     @property
     def cors(self) -> Cors:
         """What pages of other origins may read."""
+
+    @property
+    def held(self) -> HeldBodies:
+        """What bodies hold that have come in part."""
 
     @property
     def gateway(self) -> GatewayEndpoint | None:
@@ -158,8 +163,16 @@ class AsgiApp:
     async def _read_body(self, scope: Scope, receive: Receive, limit: int) -> bytes:
         """The whole body, refused by its declared length before, or by its real one while it is read."""
         _check_length(scope, limit)
-        async with asyncio.timeout(self.body_timeout_s):
-            return await _read_pieces(receive, limit)
+        async with asyncio.timeout(self.body_timeout_s) as patience:
+            reading = _Reading(self.api.held, patience)
+            try:
+                return await _read_pieces(receive, limit, reading)
+            except asyncio.CancelledError:
+                if reading.gave_way:
+                    raise Overloaded(REASON) from None
+                raise
+            finally:
+                self.api.held.release(reading)
 
 
 def _saying(more: Headers, send: Send) -> Send:
@@ -205,17 +218,36 @@ async def _read_upload(upload: Upload, receive: Receive, limit: int) -> Response
             return early
 
 
-async def _read_pieces(receive: Receive, limit: int) -> bytes:
+class _Reading:
+    """A body that is being read."""
+
+    def __init__(self, held: HeldBodies, patience: asyncio.Timeout) -> None:
+        self._held, self._patience = held, patience
+        self.gave_way = False
+
+    def hold(self, size: int) -> None:
+        """So much more has come."""
+        self._held.hold(self, size)
+
+    def give_way(self) -> None:
+        """Waits no longer for the rest."""
+        self.gave_way = True
+        self._patience.reschedule(asyncio.get_running_loop().time())
+
+
+async def _read_pieces(receive: Receive, limit: int, reading: _Reading) -> bytes:
     content = bytearray()
     while True:
         event = await receive()
         if event["type"] == "http.disconnect":
             raise TransportError("the caller has gone")
-        content += event.get("body", b"")
+        data = event.get("body", b"")
+        content += data
         if len(content) > limit:
             raise RequestTooLarge(f"request body is over {limit} bytes")
         if not event.get("more_body"):
             return bytes(content)
+        reading.hold(len(data))
 
 
 async def _unless_gone(answering: Coroutine[Any, Any, _Result], receive: Receive) -> _Result | None:

@@ -55,6 +55,7 @@ class Front:
         self._ticks = itertools.count()
         self._places = itertools.cycle(range(SLICES))
         self.heads = HeadCache()
+        self.held = api.held
         self.renderer = Renderer()
         self._generation = api.generation
         self.now = time.monotonic()

@@ -14,13 +14,14 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from cloister.errors import ModelFailed
+from cloister.errors import ModelFailed, Overloaded
 from cloister.serve.frames import MAX_ANSWER_BYTES
 from cloister.serve.http.answers import join_parts, render_parts, render_whole
 from cloister.serve.http.errors import render_failure
 from cloister.serve.http.exchange import Exchange
 from cloister.serve.http.front import Front
 from cloister.serve.http.heads import Head
+from cloister.serve.http.held import REASON
 from cloister.serve.http.linger import Linger
 from cloister.serve.http.messages import Response
 from cloister.serve.http.predictions import next_request_id
@@ -46,6 +47,7 @@ class Outgoing(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._front = front
+        self._held = front.held
         self._pending: deque[Exchange] = deque()
         self._flush_due = False
         self._running: RequestResponseCycle | None = None
@@ -240,12 +242,17 @@ class Outgoing(HttpToolsProtocol):
 
     # Refusing what cannot be answered.
 
+    def give_way(self) -> None:
+        """Of all unfinished bodies this one began first, and they hold too much."""
+        self._refuse(render_failure(Overloaded(REASON)))
+
     def _refuse(self, refusal: Response) -> None:
         """Read no more requests; after the answers that are due, say why, and close."""
         if self._deaf:
             return
         self._deaf = True
         self._refusal = refusal
+        self._held.release(self)
         self._head, self._chunks = None, []
         if self._in_body and self._cold():
             self._drop_cycle()

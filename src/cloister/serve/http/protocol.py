@@ -79,6 +79,7 @@ class HotProtocol(Outgoing, Asking):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._part.discard(self)
+        self._held.release(self)
         for exchange in self._pending:
             exchange.abandon()
         self._pending.clear()
@@ -118,6 +119,7 @@ class HotProtocol(Outgoing, Asking):
                 self._head, self._target, self._chunks = head, head.target, [data[end:]]
                 self._missing = position - size
                 self._since = self.due = front.now
+                self._held.hold(self, size - end)
         if position < size:
             self._parse(data[position:] if position else data)
 
@@ -159,7 +161,9 @@ class HotProtocol(Outgoing, Asking):
         if size < self._missing:
             self._chunks.append(data)
             self._missing -= size
+            self._held.hold(self, size)
             return size
+        self._held.release(self)
         end = self._missing
         self._chunks.append(data[:end] if end < size else data)
         body = b"".join(self._chunks)
@@ -251,10 +255,13 @@ class HotProtocol(Outgoing, Asking):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self._head is not None:
-            self._chunks.append(body)
-        else:
+        if self._head is None:
             super().on_body(body)
+            return
+        self._chunks.append(body)
+        self._held.hold(self, len(body))
+        if self._deaf:  # it has given way
+            raise _StopParsing
 
     def on_message_complete(self) -> None:
         self._between = True
@@ -265,6 +272,7 @@ class HotProtocol(Outgoing, Asking):
         if head is None:
             super().on_message_complete()
             return
+        self._held.release(self)
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         target, self._target = self._target, None
         self._head, self._chunks = None, []
