@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from cloister.engines.files import ModelFiles
 from cloister.engines.schema import ModelSchema, TensorSpec
-from cloister.engines.spec import EngineSpec, OutputSpec, ServedSpec, TopSpec
+from cloister.engines.spec import EngineSpec, ImageSpec, InputSpec, OutputSpec, ServedSpec, TopSpec
 from cloister.errors import ConfigError, MalformedInput
 from cloister.serve.direct.gate import InputGate
 from cloister.serve.direct.inputs import Given
-from cloister.serve.direct.model import DirectModel, Ready, group
+from cloister.serve.direct.model import DirectModel, Ready, group, options_of
 from cloister.serve.direct.outputs import OutputWriter, read_labels
 from cloister.serve.direct.session import DirectHandler, capacity_of, is_quick, lanes_of
 from cloister.serve.handler import Outcome
@@ -277,6 +277,14 @@ def test_what_a_worker_is_given() -> None:
     assert (lanes_of(few), capacity_of(few)) == (2, 9)
     quick.reads_pictures = True
     assert not is_quick(quick)
+
+
+@pytest.mark.parametrize(("said", "rows"), [(0, 4), (1, 1), (16, 16)])
+def test_few_pictures_go_together(said: int, rows: int) -> None:
+    """Unless the model says how many; without pictures the engine decides."""
+    engine = EngineSpec("none", "none", rows=said)
+    assert options_of(ServedSpec(engine, InputSpec(image=ImageSpec()))).rows == rows
+    assert options_of(ServedSpec(engine)).rows == said
 
 
 def test_the_body_may_be_in_a_form() -> None:
