@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 OWNER_READ_WRITE = "ownerwrite|ownerread|authread|no_da"
 
 
@@ -63,16 +65,10 @@ def write_nv(tpm: Any, pytss: Any, index: int, content: bytes) -> None:
 
 def _two_free_ports() -> tuple[int, int]:
     """The TCTI takes the control port to be the next one."""
-    for _ in range(50):
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue
-            return port, port + 1
-    raise AssertionError("no two free ports in a row")
+    port, following = free_port(), free_port()
+    while following != port + 1:
+        port, following = following, free_port()
+    return port, following
 
 
 def _wait_for(port: int) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cloister.kbs.server import bind
+from tests.ports import free_port
 
 PLACES = (*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), Path("/usr/local/bin"))
 WHERE = "install it with `apt-get install postgresql`"
@@ -44,8 +44,7 @@ def running_server() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="cloister-pg-"))
     if os.geteuid() == 0:
         os.chown(folder, _user(), -1)
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     data = str(folder / "data")
     try:
         as_server(initdb, "-D", data, "-U", "cloister", "--auth=trust", "-E", "UTF8", "--no-sync")

@@ -13,9 +13,9 @@ from cloister.errors import ConfigError
 from cloister.kbs.gate import step_of
 from cloister.kbs.limits import RateLimit, client_of
 from cloister.kbs.metrics import MetricsPort
-from cloister.kbs.server import bind
 from tests.kbs.broker_process import Run, RunningBroker
 from tests.kbs.conftest import SECRET
+from tests.ports import free_port
 
 
 def test_a_bucket_empties_and_fills() -> None:
@@ -121,8 +121,7 @@ def test_metrics_name_no_resource(limited: RunningBroker) -> None:
         assert client.get_resource("kbs:///models/key/digits") == SECRET
     with limited.http() as http:
         Run(limited, http).get("models/key/digits", "a.b.c")
-    with bind("127.0.0.1", 0) as free:
-        number = free.getsockname()[1]
+    number = free_port()
     port = MetricsPort(limited.app.state.metrics, "127.0.0.1", number)
     try:
         page = urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=10).read().decode()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,9 @@ from typing import Any, Self
 import httpx
 
 from cloister.serve.pack import pack_archive
+from tests.ports import free_port
+
+__all__ = ["Server", "free_port", "pack"]
 
 _RUN = (
     "import json, sys\n"
@@ -30,14 +32,6 @@ _RUN = (
 )
 START_S = 60
 STOP_S = 30
-
-
-def free_port() -> int:
-    """A port of the loopback interface that is free right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def pack(folder: Path, name: str, source: str, *, version: str = "1.0") -> Path:
@@ -78,7 +72,7 @@ class Server:
         """The line by which it says that it is ready; fails if it ends instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line.startswith("Cloister serves"), (line, self.finish())
+        assert line.startswith("Cloister serves"), (line, self.finish(), self.stderr)
         self.url = line.split(" at ")[1].split()[0]
         return line
 

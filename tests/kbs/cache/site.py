@@ -22,12 +22,14 @@ from cloister.attest.simulated import SimulatedPlatform
 from cloister.kbs.cache.client import CacheClient
 from cloister.kbs.cache.identity import MeasuredFiles, cache_digest
 from cloister.kbs.client import BrokerAdmin
-from cloister.kbs.server import bind
 from cloister.policy.cedar import UNSAFE_SIMULATED_POLICY, shipped
 from cloister.settings import load_settings
 from tests.kbs.broker_process import MR_CONFIG_ID, MR_TD, REFERENCE, Tee
+from tests.ports import free_port
 
 START_S = 30.0
+__all__ = ["Running", "Site", "free_port", "new_site"]
+
 RUN = (
     "import json, sys\n"
     "from cloister.cli.output import show_error\n"
@@ -42,12 +44,6 @@ RUN = (
     "    show_error(error)\n"
     "    sys.exit(error.exit_code)\n"
 )
-
-
-def free_port() -> int:
-    """A port of loopback that is free right now."""
-    with bind("127.0.0.1", 0) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Running:
